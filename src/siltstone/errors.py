@@ -1,0 +1,133 @@
+"""Every error that siltstone raises: one tree, four branches, each also the built-in that fits.
+
+`CallerError` is the caller's mistake, `PeerError` a client's, `EnvironmentFailure` the machine's
+(disk full, lock held, device broken), `Corruption` bytes that are not what was written.
+`MEMCACHED_REPLIES` maps the tree to the lines that a memcached client sees.
+"""
+
+from __future__ import annotations
+
+
+class SiltstoneError(Exception):
+    """The root of the tree."""
+
+
+# The caller's mistake -----------------------------------------------------------------------
+
+
+class CallerError(SiltstoneError):
+    """The call itself is wrong; the same call will fail again."""
+
+
+class ConfigError(CallerError, ValueError):
+    """A setting that cannot work; the text says which value would."""
+
+
+class KeyMissing(CallerError, KeyError):
+    """No item under this key."""
+
+
+class InvalidKey(CallerError, ValueError):
+    """A key of the wrong type, empty, or longer than the limit."""
+
+
+class InvalidValue(CallerError, ValueError):
+    """A value that the codec or the operation cannot take."""
+
+
+class TooLarge(CallerError, ValueError):
+    """An item above `item_size_max`."""
+
+
+class NotANumber(CallerError, ValueError):
+    """incr or decr on a value that is not a decimal number."""
+
+
+class Closed(CallerError, ValueError):
+    """Use after close()."""
+
+
+class ForkedProcess(CallerError, RuntimeError):
+    """A handle of one process used in its forked child; open a new one there."""
+
+
+# A client's mistake -------------------------------------------------------------------------
+
+
+class PeerError(SiltstoneError):
+    """A client spoke out of protocol."""
+
+
+class ProtocolError(PeerError, ValueError):
+    """A request that cannot be parsed."""
+
+
+# The environment ----------------------------------------------------------------------------
+
+
+class EnvironmentFailure(SiltstoneError, OSError):
+    """The machine refused: a device, a lock, memory."""
+
+
+class Busy(EnvironmentFailure, TimeoutError):
+    """A shared lock was not had in time; its holder is named. Nothing was changed: try again."""
+
+
+class OutOfMemory(EnvironmentFailure, MemoryError):
+    """The memory limit is reached and nothing could be evicted."""
+
+
+class Locked(EnvironmentFailure):
+    """The data is open in another process, whose pid the text names."""
+
+
+class DeviceFailed(EnvironmentFailure):
+    """A read, write or sync on the device failed; the text names file, offset and errno."""
+
+
+class ReadOnly(EnvironmentFailure, PermissionError):
+    """After a failed sync nothing more is written until the data is opened again."""
+
+
+# Corruption ---------------------------------------------------------------------------------
+
+
+class Corruption(SiltstoneError, OSError):
+    """Stored bytes fail their check. `path`, `offset`, `expected` and `found` say where."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str = "",
+        offset: int = -1,
+        expected: object = None,
+        found: object = None,
+    ) -> None:
+        super().__init__(message)
+        self.path, self.offset, self.expected, self.found = path, offset, expected, found
+
+
+class WrongFormat(Corruption):
+    """A file that is not ours, of another engine, or of a format version we do not read."""
+
+
+# What a memcached client is told. The first class in this order that fits decides.
+MEMCACHED_REPLIES: tuple[tuple[type[SiltstoneError], bytes], ...] = (
+    (TooLarge, b"SERVER_ERROR object too large for cache"),
+    (OutOfMemory, b"SERVER_ERROR out of memory storing object"),
+    (Busy, b"SERVER_ERROR busy"),
+    (NotANumber, b"CLIENT_ERROR cannot increment or decrement non-numeric value"),
+    (InvalidKey, b"CLIENT_ERROR bad command line format"),
+    (ProtocolError, b"CLIENT_ERROR bad command line format"),
+    (CallerError, b"CLIENT_ERROR bad command line format"),
+    (SiltstoneError, b"SERVER_ERROR internal error"),
+)
+
+
+def memcached_reply(error: SiltstoneError) -> bytes:
+    """The line (without CRLF) that a memcached client gets for `error`."""
+    for kind, line in MEMCACHED_REPLIES:
+        if isinstance(error, kind):
+            return line
+    raise AssertionError("the root of the tree is in the table")
