@@ -235,14 +235,19 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+def names_of(owner: Any) -> list[str]:
+    """The names of a section's settings, in order."""
+    return [f.name for f in fields(owner)]
+
+
 class SettingsBase:
     """Reads, checks and freezes the fields when the object is made."""
 
     section = ""
 
     def __post_init__(self) -> None:
-        for name, value in [(f.name, getattr(self, f.name)) for f in fields(self)]:  # type: ignore[arg-type]
-            self._set(name, check(type(self), name, value))
+        for name in names_of(type(self)):
+            self._set(name, check(type(self), name, getattr(self, name)))
         self.derive()
 
     def derive(self) -> None:
@@ -432,7 +437,7 @@ S = TypeVar("S", bound=SettingsBase)
 
 def build(owner: type[S], options: Mapping[str, Any], where: str = "") -> S:
     """Settings from a mapping; an unknown name is a ConfigError with the nearest one."""
-    names = [f.name for f in fields(owner)]  # type: ignore[arg-type]
+    names = names_of(owner)
     for name in options:
         if name not in names:
             raise ConfigError(
@@ -482,7 +487,7 @@ def _merge(
     if not isinstance(options, Mapping):
         raise ConfigError(f"{where}: {section} is a section: write [{section}] above its settings")
     owner = by_section[section]
-    names = [f.name for f in fields(owner)]  # type: ignore[arg-type]
+    names = names_of(owner)
     for name, value in options.items():
         if name not in names:
             raise ConfigError(
@@ -535,7 +540,7 @@ def describe(owner: type[SettingsBase]) -> Iterator[SettingRow]:
         low, high = f.metadata["low"], f.metadata["high"]
         limits = " | ".join(f.metadata["choices"])
         if low is not None or high is not None:
-            limits = f"{'' if low is None else kind.show(low)}..{'' if high is None else kind.show(high)}"
+            limits = "..".join("" if end is None else kind.show(end) for end in (low, high))
         shown = "automatic" if default is None else kind.show(kind.parse(default))
         yield SettingRow(f.name, kind.name, shown, limits, f.metadata["text"])
 

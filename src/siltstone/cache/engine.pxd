@@ -59,7 +59,7 @@ cdef enum cache_option_t:
     OPT_DROP_VALUE = 64     # md x: value becomes empty (client flags 0), the item stays
     OPT_NO_BUMP = 128       # mg without LRU effect (meta u is "no bump")
     OPT_KEEP_TTL = 256      # incr / append / set keeps the expiry of the item (embedded use)
-    OPT_WANT_VALUE = 512    # META_GET, DELETE (pop), INCR: reply.value gets a copy (see cache_value_*)
+    OPT_WANT_VALUE = 512    # META_GET, DELETE (pop), INCR: reply.value gets a copy
     OPT_STR_KEY = 1024      # the key was a str (iteration gives back what stored it)
     OPT_TAG = 2048          # request.tag
 

@@ -47,7 +47,8 @@ cdef struct segment_info_t:
 
 # Append one record to `stream`: the parts are joined, their CRC is computed before the stream's
 # lock is taken. *position is the record's address for ever (log sequence number, place and
-# validity in one number). Readable at once. LOG_OK or NO_BUFFER, NO_SEGMENT, TOO_LARGE, BUSY, FAILED.
+# validity in one number). Readable at once. LOG_OK or NO_BUFFER, NO_SEGMENT, TOO_LARGE, BUSY,
+# FAILED.
 cdef int log_append(log_t *log, uint32_t stream, uint8_t kind, const part_t *parts,
                     uint32_t count, uint64_t *position) noexcept nogil
 cdef uint64_t log_record_bytes_max(log_t *log) noexcept nogil     # payload bytes of one record

@@ -499,7 +499,7 @@ cdef class DeviceHandle:
 
     @staticmethod
     def of_object(target, segment_bytes, segment_count, first_data_offset):
-        """Over an object with read(slot, offset, size, flags), write(slot, offset, data), sync()."""
+        """Over an object with read(slot, offset, size, flags), write(slot, offset, data), sync."""
         cdef DeviceHandle handle = DeviceHandle()
         handle.device.kind = DEVICE_PYTHON
         handle.device.file_count = 1

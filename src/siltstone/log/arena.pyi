@@ -1,0 +1,23 @@
+class Arena:
+    closed: bool
+    def __init__(
+        self,
+        limit_bytes: int,
+        limit_bytes_max: int,
+        frame_bytes: int,
+        sections: dict[int, int],
+        created_ms: int,
+        fd: int = -1,
+        attach: bool = False,
+    ) -> None: ...
+    @property
+    def frame_bytes(self) -> int: ...
+    @property
+    def frames_used(self) -> int: ...
+    @property
+    def frames_limit(self) -> int: ...
+    @property
+    def limit_bytes(self) -> int: ...
+    @property
+    def created_ms(self) -> int: ...
+    def check_invariants(self) -> None: ...
