@@ -36,6 +36,7 @@ cdef extern from "<pthread.h>" nogil:
 cdef extern from *:
     """
     #include <errno.h>
+    #include <fcntl.h>
     #include <poll.h>
     #include <pthread.h>
     #include <stdint.h>
@@ -82,6 +83,10 @@ cdef extern from *:
                                                             __ATOMIC_RELAXED, __ATOMIC_RELAXED))
             ;
     }
+    static int silt_punch(int fd, uint64_t offset, uint64_t size) {
+        return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                         (off_t)offset, (off_t)size) == 0 ? 0 : -errno;
+    }
     static int silt_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
     static void silt_eventfd_set(int fd) {
         uint64_t one = 1;
@@ -107,6 +112,7 @@ cdef extern from *:
     int c_log2 "silt_log2"(uint64_t) noexcept nogil
     uint32_t exchange32 "silt_exchange32"(uint32_t *, uint32_t) noexcept nogil
     void c_largest "silt_largest"(uint64_t *, uint64_t) noexcept nogil
+    int c_punch "silt_punch"(int, uint64_t, uint64_t) noexcept nogil
     int c_eventfd "silt_eventfd"() noexcept nogil
     void c_eventfd_set "silt_eventfd_set"(int) noexcept nogil
     void c_eventfd_clear "silt_eventfd_clear"(int) noexcept nogil
@@ -490,7 +496,7 @@ cdef class DeviceHandle:
             raise ValueError("the memory is not header area plus segments")
         handle.device.kind = DEVICE_MEMORY
         handle.device.file_count = 1
-        handle.device.segment_count = segment_count
+        place_levels(&handle.device, [segment_count])
         handle.device.segment_bytes = segment_bytes
         handle.device.first_data_offset = first_data_offset
         handle.device.memory = <char *>&memory[0]
@@ -503,7 +509,7 @@ cdef class DeviceHandle:
         cdef DeviceHandle handle = DeviceHandle()
         handle.device.kind = DEVICE_PYTHON
         handle.device.file_count = 1
-        handle.device.segment_count = segment_count
+        place_levels(&handle.device, [segment_count])
         handle.device.segment_bytes = segment_bytes
         handle.device.first_data_offset = first_data_offset
         handle.device.python = <void *>target
@@ -587,6 +593,26 @@ cdef class DeviceHandle:
             "write_latency": latency_dict(&device.write_latency),
             "sync_latency": latency_dict(&device.sync_latency),
         }
+
+
+def punch_hole(int fd, uint64_t offset, uint64_t size):
+    """Give the blocks of that range back to the file system; they read as zeros."""
+    cdef int result
+    with nogil:
+        result = c_punch(fd, offset, size)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+
+
+def read_at(int fd, uint64_t offset, uint64_t size):
+    """What a lock file says: at most `size` bytes from `offset`."""
+    return os.pread(fd, size, offset)
+
+
+def write_at(int fd, uint64_t offset, data, sync=False):
+    os.pwrite(fd, data, offset)
+    if sync:
+        os.fdatasync(fd)
 
 
 # Finished jobs -----------------------------------------------------------------------------------
