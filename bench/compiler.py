@@ -46,7 +46,8 @@ def generator() -> ModuleType:
     if not target.exists():
         _compile(target)
     spec = importlib.util.spec_from_file_location("generator", target)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -2,8 +2,8 @@
 
 Every side gets the same bytes keys in the same shuffled order. py-lmdb runs without durability
 (`sync=False`), one transaction an operation, as a cache would use it, and a second time with
-`writemap`, its fastest and least safe way; diskcache with its defaults. A round measures every side
-once.
+`writemap`, its fastest and least safe way; diskcache with its defaults. A round measures every
+side once.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def compare(name: str, nanoseconds: dict[str, list[float]],
 
 
 def _codecs(settings: Settings) -> list[Row]:
-    """Text and small objects with the default codec, beside cachetools (which stores references)."""
+    """Text and small objects with the default codec, beside cachetools, which stores references."""
     keys = [f"user:{index}" for index in range(settings.pick(KEYS, KEYS // 5))]
     shuffled = random.Random(1).sample(keys, len(keys))
     kinds: dict[str, dict[str, Any]] = {

@@ -80,7 +80,7 @@ def run(settings: Settings) -> list[Row]:
                 smaller_is_better=True),
             Row("arena lost, a GiB of flash in use", "s", [lost["seconds"] / gib], target=1.0,
                 at_most=True, smaller_is_better=True)]
-    for row, found in zip(rows, (clean, lost)):
+    for row, found in zip(rows, (clean, lost), strict=True):
         row.notes = {"items": f"{items:,}", "GiB on flash": f"{gib:.2f}",
                      "found of a sample": f"{100 * found['found']:.1f} %",
                      "wrong": f"{found['wrong']:.0f}", "seconds": f"{found['seconds']:.3f}"}
