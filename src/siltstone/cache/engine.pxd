@@ -47,6 +47,7 @@ cdef enum cache_op_t:
     OP_INCR = 6             # OPT_VIVIFY: create with `initial` when absent
     OP_DECR = 7
     OP_TOUCH = 8            # new expire_ms
+    OP_RECACHE = 10         # the engine's own: take a flash item up into RAM
     OP_META_GET = 9         # a get that changes: OPT_TOUCH, OPT_VIVIFY, OPT_WIN, OPT_CAS_NEW, stale
 
 cdef enum cache_option_t:
@@ -72,7 +73,8 @@ cdef struct meta_t:
     bint fetched            # hit before (state before this command)
     bint stale              # meta X
     bint won                # meta W: the caller may refresh
-    bint lost               # meta Z: somebody else won already
+    bint lost               # meta Z: somebody won before this command. After cache_find, stale and
+                            # not lost: the win is to be had by OP_META_GET
     bint on_flash
     bint str_key
 
@@ -81,8 +83,10 @@ cdef struct read_t:
     uint64_t value_size
     uint64_t position       # when CACHE_FLASH
     const char *value       # after cache_fetch: inside the record
-    uint32_t tries
+    uint32_t tries          # 0 before the first cache_find of a key
+    bint no_bump            # the hit leaves no trace (meta u)
     # the engine's own
+    void *cache
     void *shard
     uint64_t sequence
     char *item
