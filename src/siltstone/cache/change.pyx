@@ -11,10 +11,10 @@ from siltstone.cache.change cimport *
 from siltstone.cache.engine cimport *
 from siltstone.cache.eviction cimport purge_group, release, slot_expired, unlink
 from siltstone.cache.flash cimport (
-    FLAG_STALE, FLAG_WON, flash_item_t, record_item, record_key, record_tag, record_value,
+    flash_item_t, flash_key_size, record_item, record_key, record_tag, record_value,
 )
 from siltstone.cache.index cimport (
-    group_at, group_slot, index_grow, index_group, index_has_room, index_insert, index_probe, index_remove,
+    group_slot, index_grow, index_group, index_has_room, index_insert, index_probe, index_remove,
 )
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
@@ -22,7 +22,7 @@ from siltstone.log.atomics cimport add64
 from siltstone.log.log cimport LOG_ALIGNMENT, log_current
 
 cdef enum:
-    NUMBER_DIGITS_MAX = 20      # of an unsigned 64-bit number
+    PURGE_WORTH = 16            # slots, about 1 % of a full group
 
 cdef extern from *:
     const uint64_t U64_MAX "UINT64_MAX"
@@ -86,7 +86,7 @@ cdef int _view_ram(cache_t *cache, shard_t *shard, request_t *request, view_t *v
     view.item = item
     view.value_size = item.value_size
     if not item.flags & ITEM_PARTS:
-        view.value = <char *>item + item_fields(item.flags) + item.key_size
+        view.value = <char *>item + item_fields(item.flags) + item_key_size(item)
     view.cas = item.cas
     view.expire_ms = expire_ms
     view.client_flags = item.client_flags
@@ -106,7 +106,7 @@ cdef int _view_flash(cache_t *cache, shard_t *shard, request_t *request, record_
         view.slot = NULL
         return CACHE_OK
     head = record_item(record)
-    if head.key_size != request.key_size or (
+    if flash_key_size(head) != request.key_size or (
             memcmp(record_key(record), request.key, request.key_size) != 0):
         return CACHE_OK
     expiry = slot_expiry(view.slot.high)
@@ -130,7 +130,7 @@ cdef void _old_content(cache_t *cache, view_t *view, item_t *item, uint64_t at) 
         item_write(cache, item, at, view.value, view.value_size)
         return
     while start < view.value_size:
-        place = item_span(cache, view.item, view.item.key_size + start, &here)
+        place = item_span(cache, view.item, item_key_size(view.item) + start, &here)
         item_write(cache, item, at + start, place, here)
         start += here
 
@@ -187,16 +187,16 @@ cdef bint _forget_oldest_slot(cache_t *cache, shard_t *shard, uint64_t hash) noe
 
 cdef bint _index_room(cache_t *cache, shard_t *shard, uint64_t hash, bint force,
                       int64_t now) noexcept nogil:
-    cdef uint32_t number
+    # What is dead goes first, then ghosts; the index grows for items only. Purging that gives
+    # little is not worth the next set's doing it again.
+    cdef group_t *group
     if index_has_room(cache, shard, hash):
         return True
     if shard.built:
-        for number in range(shard.groups):
-            if index_group(cache, shard, hash) == group_at(cache, shard, number):
-                # growing at once when purging gave little, so that it is not tried at every set
-                if purge_group(cache, shard, number, now) > 16:
-                    return True
-                break
+        group = index_group(cache, shard, hash)
+        if purge_group(cache, shard, group, False, now) > PURGE_WORTH or (
+                purge_group(cache, shard, group, True, now) > PURGE_WORTH):
+            return True
     if index_grow(cache, shard, hash) and index_has_room(cache, shard, hash):
         return True
     return force and shard.built and _forget_oldest_slot(cache, shard, hash)
@@ -227,8 +227,8 @@ cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view
     if item == NULL:
         if view.slot == NULL and not _index_room(cache, shard, request.hash, force, now):
             return NEED_FRAMES
-        if view.slot != NULL and slot_kind(view.slot.low) != SLOT_RAM:
-            queue = QUEUE_MAIN
+        if view.was_ghost or (view.slot != NULL and slot_kind(view.slot.low) == SLOT_FLASH):
+            queue = QUEUE_MAIN          # it was here before, and somebody wants it again
         if view.slot != NULL and slot_kind(view.slot.low) == SLOT_RAM:
             hot = slot_hotness(view.slot.low)
             queue = _queue_of(cache, view.slot)
@@ -281,7 +281,7 @@ cdef item_t *_overwrite(cache_t *cache, view_t *view, content_t *content, uint8_
     return view.item
 
 cdef void _fill(cache_t *cache, view_t *view, content_t *content, item_t *item) noexcept nogil:
-    cdef uint64_t at = item.key_size
+    cdef uint64_t at = item_key_size(item)
     item_write(cache, item, at, content.before, content.before_size)
     at += content.before_size
     if content.old:
@@ -446,7 +446,7 @@ cdef int _reply_value(cache_t *cache, view_t *view, reply_t *reply) noexcept nog
     if view.value != NULL:
         memcpy(reply.value, view.value, view.value_size)
     else:
-        item_read(cache, view.item, view.item.key_size, reply.value, view.value_size)
+        item_read(cache, view.item, item_key_size(view.item), reply.value, view.value_size)
     return CACHE_OK
 
 cdef bint _parse_number(cache_t *cache, view_t *view, uint64_t *number) noexcept nogil:
@@ -458,7 +458,7 @@ cdef bint _parse_number(cache_t *cache, view_t *view, uint64_t *number) noexcept
     if view.value != NULL:
         memcpy(text, view.value, view.value_size)
     else:
-        item_read(cache, view.item, view.item.key_size, text, view.value_size)
+        item_read(cache, view.item, item_key_size(view.item), text, view.value_size)
     while place < view.value_size and c'0' <= text[place] <= c'9':
         digit = <uint64_t>(text[place] - c'0')
         if value > (U64_MAX - digit) // 10:

@@ -20,8 +20,9 @@ the record. A record that is no longer the item's is detected and answered by CA
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from siltstone.log.arena cimport Arena, arena_t
-from siltstone.log.log cimport log_t
+from siltstone.cache.shard cimport cache_t
+from siltstone.log.arena cimport Arena
+from siltstone.log.log cimport Log
 
 cdef enum cache_status_t:
     CACHE_OK = 0            # stored, deleted, touched, changed: the operation was done
@@ -184,7 +185,6 @@ cdef enum counter_t:
     # 64..119 are the session's own (bytes, connections ...)
     COUNT_SESSION = 64
 
-cdef struct cache_t         # fields in cache/shard.pxd
 
 cdef uint64_t cache_hash(cache_t *cache, const char *key, uint32_t key_size) noexcept nogil
 cdef int cache_find(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
@@ -205,4 +205,4 @@ cdef class CacheEngine:
     """The engine over an arena and (optionally) a log; faces take `engine.cache`."""
     cdef cache_t *cache
     cdef readonly Arena arena
-    cdef readonly object log
+    cdef readonly Log log

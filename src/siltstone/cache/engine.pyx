@@ -12,7 +12,7 @@ from siltstone.cache.change cimport NEED_FRAMES, NEED_REPLY, change_apply
 from siltstone.cache.engine cimport *
 from siltstone.cache.eviction cimport make_room, slot_expired, unlink
 from siltstone.cache.flash cimport (
-    FLAG_STALE, FLAG_WON, flash_item_t, flash_read, flash_record_free, record_item, record_key,
+    flash_item_t, flash_key_size, flash_read, flash_record_free, record_item, record_key,
     record_value,
 )
 from siltstone.cache.hashing cimport siphash13
@@ -20,10 +20,11 @@ from siltstone.cache.index cimport index_probe
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport (
-    SECTION_CACHE, Arena, arena_t, frame_size, frames_free, lock_init, section,
+    PROCESS_COUNTERS, PROCESS_SLOTS, SECTION_CACHE, SECTION_PROCESSES, Arena, frame_size,
+    frames_free, lock_init, process_t, section,
 )
 from siltstone.log.atomics cimport add64, cas64, cpu_pause, fence_acquire, load64
-from siltstone.log.log cimport LOG_ALIGNMENT, log_current, log_t
+from siltstone.log.log cimport LOG_ALIGNMENT, Log, log_current
 
 cdef enum:
     READ_TRIES = 8          # then the reader takes the shard's lock
@@ -82,7 +83,7 @@ cdef int _look_ram(cache_t *cache, const char *key, uint32_t key_size, read_t *c
     if not item_plausible(cache, offset):
         return LOOK_AGAIN
     item = item_at(cache, offset)
-    if item.key_size != key_size:
+    if item_key_size(item) != key_size:
         return CACHE_MISS
     if item.flags & ITEM_PARTS and item_link(item).size < key_size:
         if not cursor.locked:
@@ -190,7 +191,7 @@ cdef void cache_copy(read_t *cursor, char *destination) noexcept nogil:
     if cursor.value != NULL:
         memcpy(destination, cursor.value, cursor.value_size)
     elif not item_read_checked(<cache_t *>cursor.cache, <item_t *>cursor.item,
-                               (<item_t *>cursor.item).key_size, destination, cursor.value_size):
+                               item_key_size(<item_t *>cursor.item), destination, cursor.value_size):
         cursor.sequence = 1         # never equal: cache_found says no
 
 cdef bint cache_found(cache_t *cache, read_t *cursor) noexcept nogil:
@@ -242,7 +243,7 @@ cdef int cache_fetch(cache_t *cache, const char *key, uint32_t key_size, uint64_
         return status
     if status == CACHE_FOUND:
         head = record_item(record)
-        if head.key_size != key_size or memcmp(record_key(record), key, key_size) != 0:
+        if flash_key_size(head) != key_size or memcmp(record_key(record), key, key_size) != 0:
             count(cache, COUNT_GET_MISSES, 1)
             return CACHE_MISS               # another key with the same 48 bits: absence is proved
         _record_meta(cache, &cursor.meta, head, cursor)
@@ -341,3 +342,117 @@ cdef int _refuse(cache_t *cache, shard_t *shard, request_t *request) noexcept no
             unlink(cache, shard, request.hash, slot)
         shard_leave(shard)
     return CACHE_NO_MEMORY
+
+# The engine as an object -----------------------------------------------------------------------
+
+
+def geometry(limit_bytes: int) -> tuple[int, int]:
+    """(shards, bytes of a frame) for a memory limit.
+
+    A shard a MiB keeps what a killed process can cost small and spreads the locks; its open
+    frames and index pages are then about 3 % of it. A frame is a 4,096th of the limit: that fine,
+    eviction is gentle, and what a queue's open frame leaves unused is small.
+    """
+    shards = 1 << max(4, min(12, (limit_bytes >> 20).bit_length() - 1))
+    frame_bytes = 1 << max(13, min(16, (limit_bytes >> 12).bit_length() - 1))
+    return shards, frame_bytes
+
+
+def cache_section_bytes(shards: int) -> int:
+    """Bytes of the arena section that holds `shards` shards."""
+    return shards * sizeof(shard_t)
+
+
+cdef class CacheEngine:
+    """The engine over an arena; `log` gives it flash. `fresh`: the arena was made just now."""
+
+    def __cinit__(self, Arena arena not None, uint32_t shards, Log log=None, bint fresh=True):
+        cdef cache_t *cache = <cache_t *>calloc(1, sizeof(cache_t))
+        cdef uint32_t number
+        if cache == NULL:
+            raise MemoryError()
+        self.cache = cache
+        self.arena = arena
+        self.log = log
+        cache.arena = &arena.arena
+        cache.log = NULL if log is None else log.c_log
+        cache.shards = <shard_t *>section(cache.arena, SECTION_CACHE)
+        cache.shard_count = shards
+        cache.shard_shift = 64 - (shards.bit_length() - 1)
+        cache.root_bits = max(0, 8 - (shards.bit_length() - 1))
+        cache.hash_shift = cache.shard_shift - cache.root_bits - 40
+        cache.arena_bytes = arena.arena.header.mapped_bytes
+        cache.index_page_last = cache.arena_bytes // INDEX_PAGE_BYTES - 1
+        cache.frame_bytes = frame_size(cache.arena)
+        cache.split_bytes = cache.frame_bytes // 8
+        cache.reserve_frames = 8
+        cache.item_size_max = 1 << 20
+        cache.item_bytes_ram_max = arena.arena.header.limit_bytes // 8
+        cache.item_age_s = -1
+        cache.recache_rate = 2000
+        if fresh:
+            for number in range(shards):
+                memset(&cache.shards[number], 0, sizeof(shard_t))
+                lock_init(&cache.shards[number].lock, cache.arena.shared)
+                cache.shards[number].number = number
+
+    def __dealloc__(self):
+        free(self.cache)
+        self.cache = NULL
+
+    def configure(self, *, item_size_max: int | None = None, item_age_s: int | None = None,
+                  low_ttl_s: int | None = None, recache_rate: int | None = None,
+                  evict: bool | None = None, cas: bool | None = None,
+                  drop_unread: bool | None = None) -> None:
+        """Change what may change while running; None leaves a setting as it is."""
+        if item_size_max is not None:
+            self.cache.item_size_max = item_size_max
+        if item_age_s is not None:
+            self.cache.item_age_s = item_age_s
+        if low_ttl_s is not None:
+            self.cache.low_ttl_s = low_ttl_s
+        if recache_rate is not None:
+            self.cache.recache_rate = recache_rate
+        if evict is not None:
+            self.cache.evict_forbidden = not evict
+        if cas is not None:
+            self.cache.cas_disabled = not cas
+        if drop_unread is not None:
+            self.cache.drop_unread = drop_unread
+
+    @property
+    def recache_rate(self) -> int:
+        return self.cache.recache_rate
+
+    def counters(self) -> list[int]:
+        """The counters of engine.pxd's counter_t, summed over all processes."""
+        cdef process_t *slots = <process_t *>section(self.cache.arena, SECTION_PROCESSES)
+        cdef int number, slot
+        cdef uint64_t total
+        sums = []
+        for number in range(PROCESS_COUNTERS):
+            total = 0
+            for slot in range(PROCESS_SLOTS):
+                total += slots[slot].counters[number]
+            sums.append(total)
+        return sums
+
+    def totals(self) -> dict[str, int]:
+        """Items, bytes and pages, summed over the shards (read without their locks)."""
+        cdef uint32_t number
+        cdef shard_t *shard
+        sums = dict.fromkeys(
+            ("items_ram", "items_flash", "ghosts", "bytes_ram", "bytes_used", "index_pages",
+             "groups", "small_frames", "main_frames"), 0)
+        for number in range(self.cache.shard_count):
+            shard = &self.cache.shards[number]
+            sums["items_ram"] += shard.items_ram
+            sums["items_flash"] += shard.items_flash
+            sums["ghosts"] += shard.ghosts
+            sums["bytes_ram"] += shard.bytes_ram
+            sums["bytes_used"] += shard.bytes_used
+            sums["index_pages"] += shard.index_pages
+            sums["groups"] += shard.groups
+            sums["small_frames"] += shard.queue[QUEUE_SMALL].frames
+            sums["main_frames"] += shard.queue[QUEUE_MAIN].frames
+        return sums

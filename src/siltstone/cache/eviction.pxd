@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from siltstone.cache.flash cimport demotion_t
 from siltstone.cache.items cimport item_t
-from siltstone.cache.shard cimport cache_t, shard_t, slot_t
+from siltstone.cache.shard cimport cache_t, group_t, shard_t, slot_t
 
 cdef enum room_t:
     ROOM_MADE = 1
@@ -22,8 +22,10 @@ cdef void unlink(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot) no
 # Take away what the slot points to, keep the slot (to be overwritten by the caller at once).
 cdef void release(cache_t *cache, shard_t *shard, slot_t *slot) noexcept nogil
 cdef uint64_t item_hash(cache_t *cache, item_t *item) noexcept nogil
-# Inside the lock: drop dead, expired and forgotten slots of one group; how many went.
-cdef uint32_t purge_group(cache_t *cache, shard_t *shard, uint32_t number, int64_t now) noexcept nogil
+# Inside the lock: drop expired, forgotten and stale ghost slots of one group, with `ghosts` all
+# its ghosts; how many went.
+cdef uint32_t purge_group(cache_t *cache, shard_t *shard, group_t *group, bint ghosts,
+                          int64_t now) noexcept nogil
 # Outside: free one flash segment by forgetting the oldest. False: none to forget.
 cdef bint forget_oldest(cache_t *cache) noexcept nogil
 cdef bint slot_expired(cache_t *cache, uint64_t high, int64_t now) noexcept nogil

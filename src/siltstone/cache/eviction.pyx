@@ -18,7 +18,7 @@ from siltstone.cache.engine cimport (
 from siltstone.cache.eviction cimport *
 from siltstone.cache.flash cimport demotion_free, demotion_t, flash_write
 from siltstone.cache.hashing cimport siphash13
-from siltstone.cache.index cimport group_at, group_slot, index_group, index_probe, index_remove
+from siltstone.cache.index cimport group_slot, index_group, index_probe, index_remove
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport frame_address, frame_t, frames_free
@@ -50,14 +50,14 @@ cdef enum:
 cdef uint64_t item_hash(cache_t *cache, item_t *item) noexcept nogil:
     cdef uint64_t here
     cdef char *key = item_span(cache, item, 0, &here)
-    if here >= item.key_size:
-        return siphash13(cache.arena.header.secret, key, item.key_size)
+    if here >= item_key_size(item):
+        return siphash13(cache.arena.header.secret, key, item_key_size(item))
     return _hash_cut_key(cache, item)
 
 cdef uint64_t _hash_cut_key(cache_t *cache, item_t *item) noexcept nogil:
     cdef char key[65536]
-    item_read(cache, item, 0, key, item.key_size)
-    return siphash13(cache.arena.header.secret, key, item.key_size)
+    item_read(cache, item, 0, key, item_key_size(item))
+    return siphash13(cache.arena.header.secret, key, item_key_size(item))
 
 cdef void release(cache_t *cache, shard_t *shard, slot_t *slot) noexcept nogil:
     cdef uint64_t kind = slot_kind(slot.low)
@@ -85,8 +85,8 @@ cdef bint slot_expired(cache_t *cache, uint64_t high, int64_t now) noexcept nogi
 cdef bint _ghost_stale(shard_t *shard, uint64_t low) noexcept nogil:
     return shard.evictions - slot_location(low) > shard.items_ram // GHOST_SHARE
 
-cdef uint32_t purge_group(cache_t *cache, shard_t *shard, uint32_t number, int64_t now) noexcept nogil:
-    cdef group_t *group = group_at(cache, shard, number)
+cdef uint32_t purge_group(cache_t *cache, shard_t *shard, group_t *group, bint ghosts,
+                          int64_t now) noexcept nogil:
     cdef uint32_t place = 0, gone = 0
     cdef slot_t *slot
     cdef uint64_t kind
@@ -96,7 +96,7 @@ cdef uint32_t purge_group(cache_t *cache, shard_t *shard, uint32_t number, int64
         kind = slot_kind(slot.low)
         dead = False
         if kind == SLOT_GHOST:
-            dead = _ghost_stale(shard, slot.low)
+            dead = ghosts or _ghost_stale(shard, slot.low)
         elif kind != SLOT_EMPTY and slot_expired(cache, slot.high, now):
             dead = True
             count(cache, COUNT_CRAWLER_RECLAIMED, 1)
@@ -204,7 +204,7 @@ cdef int _retire(cache_t *cache, shard_t *shard, item_t *item, int queue, int mo
 
 cdef bint _move(cache_t *cache, shard_t *shard, slot_t *slot, item_t *item, int queue) noexcept nogil:
     # Copy the item to the young end of `queue`, from the frames kept in reserve if need be.
-    cdef item_t *copy = item_new(cache, shard, queue, 0, item.flags, item.key_size,
+    cdef item_t *copy = item_new(cache, shard, queue, 0, item.flags, item_key_size(item),
                                  item.value_size)
     cdef uint64_t start = 0, here, total = item_content(item)
     cdef char *place
@@ -226,7 +226,7 @@ cdef bint _move(cache_t *cache, shard_t *shard, slot_t *slot, item_t *item, int 
     return True
 
 cdef bint _wanted_on_flash(cache_t *cache, item_t *item, uint64_t low, int64_t now) noexcept nogil:
-    if cache.log == NULL or item.value_size < cache.item_size_min:
+    if cache.log == NULL:
         return False
     if item.flags & ITEM_EXPIRY and item_expiry(item)[0] and (
             item_expiry(item)[0] - now < LOW_TTL_MIN_MS):

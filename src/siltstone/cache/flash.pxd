@@ -19,7 +19,7 @@ cdef enum:
 cdef struct flash_item_t:       # 8 + 4 + 2 + 1 + 1 + 4 + 4 + 4 + 2 + 2 = 32 bytes
     uint64_t cas
     uint32_t value_size
-    uint16_t key_size
+    uint16_t key_less           # key size - 1
     uint8_t flags               # ITEM_TAG, ITEM_STR_KEY, ITEM_PARTS: positions follow; stale, won
     uint8_t zero
     uint32_t client_flags
@@ -27,6 +27,9 @@ cdef struct flash_item_t:       # 8 + 4 + 2 + 1 + 1 + 4 + 4 + 4 + 2 + 2 = 32 byt
     uint32_t expires_s          # Unix seconds, rounded up; 0 = never
     uint16_t epoch              # flushes seen when it was written
     uint16_t parts              # part records, each 8 bytes of position behind the tag
+
+cdef inline uint32_t flash_key_size(flash_item_t *head) noexcept nogil:
+    return <uint32_t>head.key_less + 1
 
 cdef struct flash_part_t:       # 8 + 8 = 16 bytes, then the bytes of the part
     uint64_t cas                # of the item that it belongs to

@@ -72,7 +72,7 @@ cdef int _write(source_t *source, flash_item_t *head, uint64_t tag, uint32_t str
     cdef part_t spans[SPANS_MAX]
     cdef cache_t *cache = source.cache
     cdef uint64_t largest = log_record_bytes_max(cache.log)
-    cdef uint64_t fixed = sizeof(flash_item_t) + head.key_size + (8 if head.flags & ITEM_TAG else 0)
+    cdef uint64_t fixed = sizeof(flash_item_t) + flash_key_size(head) + (8 if head.flags & ITEM_TAG else 0)
     cdef uint32_t count
     cdef int result
     if cache.frame_bytes * <uint64_t>(SPANS_MAX // 2) < largest:
@@ -95,9 +95,9 @@ cdef int _write(source_t *source, flash_item_t *head, uint64_t tag, uint32_t str
         spans[count].data = demotion.positions
         spans[count].size = 8 * <uint64_t>head.parts
         count += 1
-    count = _key_spans(source, head.key_size, spans, count)
+    count = _key_spans(source, flash_key_size(head), spans, count)
     if not head.flags & ITEM_PARTS and head.value_size:
-        count = _spans(source, head.key_size, 0, head.value_size, spans, count)
+        count = _spans(source, flash_key_size(head), 0, head.value_size, spans, count)
     return log_append(cache.log, stream, RECORD_ITEM, spans, count, position)
 
 cdef int _write_parts(source_t *source, flash_item_t *head, uint64_t largest,
@@ -122,7 +122,7 @@ cdef int _write_parts(source_t *source, flash_item_t *head, uint64_t largest,
         part.start = demotion.value_done
         spans[0].data = &part
         spans[0].size = sizeof(flash_part_t)
-        count = _spans(source, head.key_size, demotion.value_done, here, spans, 1)
+        count = _spans(source, flash_key_size(head), demotion.value_done, here, spans, 1)
         result = log_append(source.cache.log, STREAM_LARGE, RECORD_PART, spans, count,
                             &demotion.positions[demotion.parts])
         if result != LOG_OK:
@@ -152,7 +152,7 @@ cdef int flash_write(cache_t *cache, shard_t *shard, uint64_t hash, item_t *item
     memset(&head, 0, sizeof(head))
     head.cas = item.cas
     head.value_size = item.value_size
-    head.key_size = item.key_size
+    head.key_less = item.key_less
     head.flags = item.flags & (ITEM_TAG | ITEM_STR_KEY)
     if slot_low & SLOT_STALE:
         head.flags |= FLAG_STALE
@@ -184,7 +184,7 @@ cdef flash_item_t *record_item(record_t *record) noexcept nogil:
     cdef uint64_t size = LOG_RECORD_HEADER + sizeof(flash_item_t)
     if record.size < size:
         return NULL
-    size += head.key_size + 8 * <uint64_t>head.parts + (8 if head.flags & ITEM_TAG else 0)
+    size += flash_key_size(head) + 8 * <uint64_t>head.parts + (8 if head.flags & ITEM_TAG else 0)
     if not head.flags & ITEM_PARTS:
         size += head.value_size
     return head if size <= record.size else NULL
@@ -302,4 +302,4 @@ cdef char *record_value(record_t *record) noexcept nogil:
     cdef flash_item_t *head = <flash_item_t *>(record.data + LOG_RECORD_HEADER)
     if head.flags & ITEM_PARTS:
         return record.value + LOG_RECORD_HEADER + sizeof(flash_part_t)
-    return record_key(record) + head.key_size
+    return record_key(record) + flash_key_size(head)

@@ -24,7 +24,7 @@ cdef enum item_kind_t:      # zero is never valid
 cdef struct item_t:         # 8 + 4 + 2 + 1 + 1 + 4 + 4 = 24 bytes
     uint64_t cas
     uint32_t value_size
-    uint16_t key_size
+    uint16_t key_less       # key size - 1
     uint8_t flags
     uint8_t kind
     uint32_t last_access    # seconds from the arena's creation
@@ -57,8 +57,11 @@ cdef inline uint64_t *item_tag(item_t *item) noexcept nogil:
 cdef inline item_link_t *item_link(item_t *item) noexcept nogil:
     return <item_link_t *>(<char *>item + item_fields(item.flags) - 16)
 
+cdef inline uint32_t item_key_size(item_t *item) noexcept nogil:
+    return <uint32_t>item.key_less + 1
+
 cdef inline uint64_t item_content(item_t *item) noexcept nogil:
-    return <uint64_t>item.key_size + item.value_size
+    return <uint64_t>item_key_size(item) + item.value_size
 
 cdef inline item_t *item_at(cache_t *cache, uint64_t offset) noexcept nogil:
     return <item_t *>(cache.arena.base + offset)

@@ -125,7 +125,7 @@ cdef item_t *item_new(cache_t *cache, shard_t *shard, int queue, uint32_t reserv
         size = _align8(fields + content)
     item = <item_t *>_claim(cache, shard, queue, size)
     item.cas = 0
-    item.key_size = <uint16_t>key_size
+    item.key_less = <uint16_t>(key_size - 1)
     item.value_size = <uint32_t>value_size
     item.flags = flags
     item.kind = KIND_HEAD
@@ -262,7 +262,7 @@ cdef bint item_has_key(cache_t *cache, item_t *item, const char *key,
                        uint32_t key_size) noexcept nogil:
     cdef uint64_t here, start = 0
     cdef char *place
-    if item.key_size != key_size:
+    if item_key_size(item) != key_size:
         return False
     while start < key_size:
         place = item_span(cache, item, start, &here)

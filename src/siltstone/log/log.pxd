@@ -32,7 +32,8 @@ cdef struct part_t:
     const void *data
     uint64_t size
 
-cdef struct log_t           # the process's own handle; fields are the log's own
+cdef struct log_t:           # the process's own handle; fields are the log's own
+    int x
 
 cdef struct segment_info_t:
     # One segment as reclaim sees it.
@@ -86,3 +87,6 @@ cdef int log_read_segment(log_t *log, uint32_t slot, uint64_t version, char *ima
 cdef int log_next(log_t *log, uint64_t version, uint32_t slot, const char *image, uint64_t *cursor,
                   uint64_t *position, uint8_t *kind, const char **payload,
                   uint32_t *size) noexcept nogil
+
+cdef class Log:
+    cdef log_t *c_log

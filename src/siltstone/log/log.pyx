@@ -39,5 +39,6 @@ cdef int log_next(log_t *log, uint64_t version, uint32_t slot, const char *image
                   uint64_t *position, uint8_t *kind, const char **payload,
                   uint32_t *size) noexcept nogil:
     return LOG_NOTHING
-cdef struct log_t:
-    int x
+
+cdef class Log:
+    pass
