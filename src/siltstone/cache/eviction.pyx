@@ -115,10 +115,15 @@ cdef uint32_t purge_group(cache_t *cache, shard_t *shard, group_t *group, bint g
 
 # Emptying a frame ---------------------------------------------------------------------------
 
+cdef inline int _queue_in_excess(shard_t *shard) noexcept nogil:
+    cdef uint32_t small = shard.queue[QUEUE_SMALL].frames, main = shard.queue[QUEUE_MAIN].frames
+    return QUEUE_SMALL if small and (
+        main == 0 or small * SMALL_SHARE > small + main) else QUEUE_MAIN
+
 cdef uint32_t _victim(cache_t *cache, shard_t *shard, int *mode) noexcept nogil:
     # Frame number + 1: the emptiest if it is mostly dead, else the oldest of the queue in excess.
     cdef frame_t *frames = cache.arena.frames
-    cdef uint32_t number, best = 0, least = cache.frame_bytes, small, main
+    cdef uint32_t number, best = 0, least = cache.frame_bytes
     cdef int queue
     for queue in range(QUEUES):
         number = shard.queue[queue].head
@@ -131,11 +136,7 @@ cdef uint32_t _victim(cache_t *cache, shard_t *shard, int *mode) noexcept nogil:
         mode[0] = MODE_COMPACT
         return best
     mode[0] = MODE_EVICT
-    small = shard.queue[QUEUE_SMALL].frames
-    main = shard.queue[QUEUE_MAIN].frames
-    if small and (main == 0 or small * SMALL_SHARE > small + main):
-        return shard.queue[QUEUE_SMALL].head
-    return shard.queue[QUEUE_MAIN].head
+    return shard.queue[_queue_in_excess(shard)].head
 
 cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now, demotion_t *demotion) noexcept nogil:
     cdef int mode = MODE_EVICT, queue, result
@@ -281,15 +282,11 @@ cdef int _drop(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, int 
 # Making room --------------------------------------------------------------------------------
 
 cdef uint64_t _age(cache_t *cache, shard_t *shard) noexcept nogil:
-    # Sequence of the shard's oldest frame, read without its lock; a guess is good enough.
-    cdef uint32_t head, limit = cache.arena.header.frame_count_max
-    cdef uint64_t oldest = <uint64_t>-1
-    cdef int queue
-    for queue in range(QUEUES):
-        head = load32_relaxed(&shard.queue[queue].head)
-        if 0 < head <= limit and cache.arena.frames[head - 1].sequence < oldest:
-            oldest = cache.arena.frames[head - 1].sequence
-    return oldest
+    # Sequence of the frame that would be emptied next, read without the lock: a good guess.
+    cdef uint32_t head = load32_relaxed(&shard.queue[_queue_in_excess(shard)].head)
+    if 0 < head <= cache.arena.header.frame_count_max:
+        return cache.arena.frames[head - 1].sequence
+    return <uint64_t>-1
 
 cdef shard_t *_victim_shard(cache_t *cache) noexcept nogil:
     # Of four shards in turn the one with the oldest frame: close to first in, first out.
