@@ -6,7 +6,10 @@ no system call, so they may be called inside a shard lock; reading, writing and 
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from siltstone.log.arena cimport arena_t
+from siltstone.log.arena cimport Arena
+from siltstone.log.livemap cimport LiveMap
+from siltstone.log.state cimport log_t      # the process's own handle; fields are the log's own
+from siltstone.log.workers cimport DeviceHandle
 
 cdef enum log_result_t:
     LOG_OK = 0
@@ -20,7 +23,7 @@ cdef enum log_result_t:
     LOG_IO = 8              # the device returned an error; errno in log_last_errno()
     LOG_BUSY = 9            # a lock was not had within its time limit
     LOG_FAILED = 10         # sticky: this log takes no more writes
-    LOG_NOTHING = 11        # nothing to do
+    LOG_NOTHING = 11        # nothing to do (log_append: kind 0 or 255, which mean no record)
 
 cdef enum:
     LOG_RECORD_HEADER = 8   # checksum u32, then kind u8 | size u24 (payload bytes) in one u32
@@ -31,9 +34,6 @@ cdef enum:
 cdef struct part_t:
     const void *data
     uint64_t size
-
-cdef struct log_t:           # the process's own handle; fields are the log's own
-    int x
 
 cdef struct segment_info_t:
     # One segment as reclaim sees it.
@@ -71,12 +71,23 @@ cdef bint log_is_live(log_t *log, uint64_t position) noexcept nogil
 
 # Progress without a leader: write one sealed buffer of any stream; LOG_OK, LOG_NOTHING, LOG_IO.
 cdef int log_write_one(log_t *log) noexcept nogil
+# After LOG_NO_BUFFER: write one, or wait (at most 1 ms) until another writer has; then retry.
+# LOG_OK, LOG_IO; LOG_BUSY: waited in vain.
+cdef int log_make_room(log_t *log) noexcept nogil
 # Seal every stream's part-filled buffer that holds something and is older than `age_ms`.
 cdef int log_seal_idle(log_t *log, int64_t now_ms, int64_t age_ms) noexcept nogil
+# Seal everything and hand it to the operating system; LOG_OK, LOG_IO, LOG_BUSY.
+cdef int log_flush(log_t *log) noexcept nogil
+# The time, for those who may not make a system call: age of buffers and of segments.
+cdef void log_clock(log_t *log, int64_t now_ms) noexcept nogil
+cdef int log_last_errno() noexcept nogil            # of this thread's last LOG_IO
 
 # Reclaim. The engine chooses; these find candidates and free. `stream_mask` has a bit a stream.
+# Both find sealed segments that are wholly on the device; LOG_NOTHING: there is none, then write
+# what is sealed (log_make_room) and look again.
 cdef int log_oldest(log_t *log, uint32_t stream_mask, segment_info_t *info) noexcept nogil
 cdef int log_emptiest(log_t *log, uint32_t stream_mask, segment_info_t *info) noexcept nogil
+cdef int log_segment_info(log_t *log, uint32_t slot, segment_info_t *info) noexcept nogil
 cdef int log_forget(log_t *log, uint32_t slot, uint64_t version) noexcept nogil
 cdef uint32_t log_segments_free(log_t *log) noexcept nogil
 cdef uint32_t log_segments_total(log_t *log) noexcept nogil
@@ -89,4 +100,13 @@ cdef int log_next(log_t *log, uint64_t version, uint32_t slot, const char *image
                   uint32_t *size) noexcept nogil
 
 cdef class Log:
+    """The log over an arena and a device; engines take `c_log`."""
     cdef log_t *c_log
+    cdef log_t _log
+    cdef readonly Arena arena
+    cdef readonly object device
+    cdef readonly LiveMap live_map
+    cdef DeviceHandle _handle
+    cdef int _open(self, Arena arena, object device, LiveMap live_map,
+                   object process_slot) except -1
+    cdef int _note_files(self) except -1
