@@ -20,8 +20,9 @@ the record. A record that is no longer the item's is detected and answered by CA
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from siltstone.log.arena cimport Arena, arena_t
-from siltstone.log.log cimport log_t
+from siltstone.cache.shard cimport cache_t
+from siltstone.log.arena cimport Arena
+from siltstone.log.log cimport Log
 
 cdef enum cache_status_t:
     CACHE_OK = 0            # stored, deleted, touched, changed: the operation was done
@@ -47,6 +48,7 @@ cdef enum cache_op_t:
     OP_INCR = 6             # OPT_VIVIFY: create with `initial` when absent
     OP_DECR = 7
     OP_TOUCH = 8            # new expire_ms
+    OP_RECACHE = 10         # the engine's own: take a flash item up into RAM
     OP_META_GET = 9         # a get that changes: OPT_TOUCH, OPT_VIVIFY, OPT_WIN, OPT_CAS_NEW, stale
 
 cdef enum cache_option_t:
@@ -72,7 +74,8 @@ cdef struct meta_t:
     bint fetched            # hit before (state before this command)
     bint stale              # meta X
     bint won                # meta W: the caller may refresh
-    bint lost               # meta Z: somebody else won already
+    bint lost               # meta Z: somebody won before this command. After cache_find, stale and
+                            # not lost: the win is to be had by OP_META_GET
     bint on_flash
     bint str_key
 
@@ -81,8 +84,10 @@ cdef struct read_t:
     uint64_t value_size
     uint64_t position       # when CACHE_FLASH
     const char *value       # after cache_fetch: inside the record
-    uint32_t tries
+    uint32_t tries          # 0 before the first cache_find of a key
+    bint no_bump            # the hit leaves no trace (meta u)
     # the engine's own
+    void *cache
     void *shard
     uint64_t sequence
     char *item
@@ -180,7 +185,6 @@ cdef enum counter_t:
     # 64..119 are the session's own (bytes, connections ...)
     COUNT_SESSION = 64
 
-cdef struct cache_t         # fields in cache/shard.pxd
 
 cdef uint64_t cache_hash(cache_t *cache, const char *key, uint32_t key_size) noexcept nogil
 cdef int cache_find(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
@@ -201,4 +205,4 @@ cdef class CacheEngine:
     """The engine over an arena and (optionally) a log; faces take `engine.cache`."""
     cdef cache_t *cache
     cdef readonly Arena arena
-    cdef readonly object log
+    cdef readonly Log log

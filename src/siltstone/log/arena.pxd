@@ -103,9 +103,10 @@ cdef inline char *frame_address(arena_t *arena, uint32_t frame) noexcept nogil:
 cdef inline uint32_t frame_size(arena_t *arena) noexcept nogil:
     return <uint32_t>1 << arena.header.frame_shift
 
-# Take a frame for `owner` (shard number + 1); returns frame number + 1, 0 = limit reached,
-# -1 = pool lock busy. Lock order: shard before pool.
-cdef int64_t frame_take(arena_t *arena, uint32_t owner) noexcept nogil
+# Take a frame for `owner` (shard number + 1), leaving `reserve` frames to those who need one to
+# free others; returns frame number + 1, 0 = limit reached, -1 = pool lock busy.
+# Lock order: shard before pool.
+cdef int64_t frame_take(arena_t *arena, uint32_t owner, uint32_t reserve) noexcept nogil
 cdef int frame_give(arena_t *arena, uint32_t frame) noexcept nogil
 cdef uint32_t frames_free(arena_t *arena) noexcept nogil
 # Give back every frame whose owner field says `owner`: part of a shard's reset.

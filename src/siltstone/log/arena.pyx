@@ -98,8 +98,8 @@ cdef int lock_try(lock_t *lock) noexcept nogil:
     return _taken(lock, pthread_mutex_trylock(&lock.mutex))
 
 cdef int lock_take(lock_t *lock) noexcept nogil:
-    cdef int result, spin
-    for spin in range(LOCK_SPINS):
+    cdef int result
+    for _ in range(LOCK_SPINS):
         result = pthread_mutex_trylock(&lock.mutex)
         if result != EBUSY:
             return _taken(lock, result)
@@ -135,12 +135,12 @@ cdef void _rebuild_free_list(arena_t *arena) noexcept nogil:
             header.free_head = number + 1
     header.frames_used = used
 
-cdef int64_t frame_take(arena_t *arena, uint32_t owner) noexcept nogil:
+cdef int64_t frame_take(arena_t *arena, uint32_t owner, uint32_t reserve) noexcept nogil:
     cdef arena_header_t *header = arena.header
     cdef uint32_t number = 0
     if _pool_take(arena) != LOCK_TAKEN:
         return -1
-    if header.frames_used < header.frame_count_limit:
+    if header.frames_used + reserve < header.frame_count_limit:
         if header.free_head:
             number = header.free_head
             arena.frames[number - 1].owner = owner

@@ -1,0 +1,458 @@
+"""The cache engine: finding, reading and changing items (how to call it: engine.pxd).
+
+Owns the rules of every operation; index, items, flash and eviction do the work. Callable from any
+thread of any process that maps the arena, without the GIL. Lock order: shard, stream, segment
+table, frame pool; nobody holds two shards.
+"""
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+from siltstone.cache.change cimport NEED_FRAMES, NEED_REPLY, change_apply
+from siltstone.cache.engine cimport *
+from siltstone.cache.eviction cimport make_room, slot_expired, unlink
+from siltstone.cache.flash cimport (
+    flash_item_t, flash_key_size, flash_read, flash_record_free, record_item, record_key,
+    record_value,
+)
+from siltstone.cache.hashing cimport siphash13
+from siltstone.cache.index cimport index_probe
+from siltstone.cache.items cimport *
+from siltstone.cache.shard cimport *
+from siltstone.log.arena cimport (
+    PROCESS_COUNTERS, PROCESS_SLOTS, SECTION_CACHE, SECTION_PROCESSES, Arena, frame_size,
+    frames_free, lock_init, process_t, section,
+)
+from siltstone.log.atomics cimport add64, cas64, cpu_pause, fence_acquire, load64
+from siltstone.log.log cimport LOG_ALIGNMENT, Log, log_current
+
+cdef enum:
+    READ_TRIES = 8          # then the reader takes the shard's lock
+    BUMP_AFTER_S = 60       # last access moves at most this often
+    CHANGE_TRIES = 64       # rounds of making room before a change is refused
+
+cdef uint64_t cache_hash(cache_t *cache, const char *key, uint32_t key_size) noexcept nogil:
+    return siphash13(cache.arena.header.secret, key, key_size)
+
+cdef void cache_count(cache_t *cache, int counter, uint64_t amount) noexcept nogil:
+    count(cache, counter, amount)
+
+cdef int64_t cache_now_ms(cache_t *cache) noexcept nogil:
+    return now_ms(cache)
+
+cdef int cache_read_record(cache_t *cache, uint64_t position, record_t *record,
+                           uint32_t flags) noexcept nogil:
+    return flash_read(cache, position, record, flags)
+
+cdef void record_free(record_t *record) noexcept nogil:
+    flash_record_free(record)
+
+# Reading ------------------------------------------------------------------------------------
+
+cdef enum:
+    LOOK_AGAIN = 100        # what was read makes no sense: take the lock
+    LOOK_REMOVE = 101       # expired, or its segment is gone: take the slot away, then a miss
+
+cdef int _look(cache_t *cache, shard_t *shard, const char *key, uint32_t key_size, uint64_t hash,
+               read_t *cursor, int64_t now) noexcept nogil:
+    # What the index says about the key; the caller validates the sequence.
+    cdef slot_t *slot = index_probe(cache, shard, hash)
+    cdef uint64_t low, kind
+    if slot == NULL:
+        return CACHE_MISS
+    low = slot.low
+    kind = slot_kind(low)
+    if kind == SLOT_GHOST or kind == SLOT_EMPTY:
+        return CACHE_MISS
+    cursor.slot = <uint64_t *>slot
+    cursor.slot_word = low
+    cursor.slot_word_high = slot.high
+    if kind == SLOT_RAM:
+        return _look_ram(cache, key, key_size, cursor, now)
+    if slot_expired(cache, cursor.slot_word_high, now):
+        return LOOK_REMOVE
+    cursor.position = slot_location(low) * LOG_ALIGNMENT
+    if cache.log == NULL or not log_current(cache.log, cursor.position):
+        return LOOK_REMOVE
+    return CACHE_FLASH
+
+cdef int _look_ram(cache_t *cache, const char *key, uint32_t key_size, read_t *cursor,
+                   int64_t now) noexcept nogil:
+    cdef uint64_t offset = slot_location(cursor.slot_word) * 8
+    cdef item_t *item
+    if not item_plausible(cache, offset):
+        return LOOK_AGAIN
+    item = item_at(cache, offset)
+    if item_key_size(item) != key_size:
+        return CACHE_MISS
+    if item.flags & ITEM_PARTS and item_link(item).size < key_size:
+        if not cursor.locked:
+            return LOOK_AGAIN
+        if not item_has_key(cache, item, key, key_size):
+            return CACHE_MISS
+    elif memcmp(<char *>item + item_fields(item.flags), key, key_size) != 0:
+        return CACHE_MISS
+    cursor.meta.expire_ms = item_expiry(item)[0] if item.flags & ITEM_EXPIRY else 0
+    if cursor.meta.expire_ms and cursor.meta.expire_ms <= now:
+        return LOOK_REMOVE
+    cursor.item = <char *>item
+    cursor.value = NULL if item.flags & ITEM_PARTS else (
+        <char *>item + item_fields(item.flags) + key_size)
+    cursor.meta.cas = item.cas
+    cursor.meta.value_size = cursor.value_size = item.value_size
+    cursor.meta.client_flags = item.client_flags
+    cursor.meta.idle_s = <uint32_t>((now - cache.arena.header.created_ms) // 1000) - (
+        item.last_access)
+    cursor.meta.str_key = (item.flags & ITEM_STR_KEY) != 0
+    _slot_meta(&cursor.meta, cursor.slot_word)
+    cursor.meta.on_flash = False
+    return CACHE_FOUND
+
+cdef inline void _slot_meta(meta_t *meta, uint64_t low) noexcept nogil:
+    meta.fetched = (low & SLOT_FETCHED) != 0
+    meta.stale = (low & SLOT_STALE) != 0
+    meta.lost = (low & SLOT_WON) != 0
+    meta.won = False
+
+cdef int cache_find(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
+                    read_t *cursor) noexcept nogil:
+    cdef shard_t *shard = shard_of(cache, hash)
+    cdef int64_t now = now_ms(cache)
+    cdef int status
+    cursor.cache = cache
+    cursor.shard = shard
+    cursor.locked = False
+    while True:
+        if cursor.tries >= READ_TRIES:
+            if not shard_enter(cache, shard):
+                return CACHE_BUSY
+            cursor.locked = True
+        else:
+            cursor.sequence = load64(&shard.sequence)
+            if cursor.sequence & 1 or shard.epoch != flush_epoch(cache):
+                if not cursor.sequence & 1:
+                    cursor.tries = READ_TRIES       # a flush: entering makes the shard see it
+                cursor.tries += 1
+                cpu_pause()
+                continue
+        status = _look(cache, shard, key, key_size, hash, cursor, now)
+        if not cursor.locked:
+            fence_acquire()
+            if load64(&shard.sequence) != cursor.sequence:
+                cursor.tries += 1
+                count(cache, COUNT_READ_RETRIES, 1)
+                continue
+            if status == LOOK_AGAIN:
+                cursor.tries = READ_TRIES
+                continue
+        return _found_or_left(cache, shard, hash, cursor, status, key, key_size)
+
+cdef int _found_or_left(cache_t *cache, shard_t *shard, uint64_t hash, read_t *cursor, int status,
+                        const char *key, uint32_t key_size) noexcept nogil:
+    # Only FOUND keeps the lock (until cache_found); all else lets go of it.
+    if status == CACHE_FOUND:
+        return status
+    if cursor.locked:
+        if status == LOOK_AGAIN:        # under the lock that is damage: forget the shard
+            count(cache, COUNT_BAD_OFFSETS, 1)
+            shard_clear(cache, shard)
+        shard_leave(shard)
+        cursor.locked = False
+    if status == LOOK_REMOVE:
+        if not _remove_exact(cache, shard, hash, cursor.slot_word):
+            return CACHE_BUSY
+        if slot_kind(cursor.slot_word) == SLOT_RAM or (
+                slot_expired(cache, cursor.slot_word_high, now_ms(cache))):
+            count(cache, COUNT_GET_EXPIRED, 1)
+        else:
+            count(cache, COUNT_FLASH_MISSES, 1)
+        status = CACHE_MISS
+    if status == LOOK_AGAIN:
+        status = CACHE_MISS
+    if status == CACHE_MISS:
+        count(cache, COUNT_GET_MISSES, 1)
+    return status
+
+cdef bint _remove_exact(cache_t *cache, shard_t *shard, uint64_t hash, uint64_t word) noexcept nogil:
+    # The slot goes if it still says the very same place. A miss must stay a miss.
+    cdef slot_t *slot
+    if not shard_enter(cache, shard):
+        return False
+    slot = index_probe(cache, shard, hash)
+    if slot != NULL and slot_kind(slot.low) == slot_kind(word) and (
+            slot_location(slot.low) == slot_location(word)):
+        unlink(cache, shard, hash, slot)
+    shard_leave(shard)
+    return True
+
+cdef void cache_copy(read_t *cursor, char *destination) noexcept nogil:
+    # cache_find checked place and size against the frame and then the sequence; whatever happened
+    # to the item since, these bytes lie inside the arena.
+    if cursor.value != NULL:
+        memcpy(destination, cursor.value, cursor.value_size)
+    elif not item_read_checked(<cache_t *>cursor.cache, <item_t *>cursor.item,
+                               item_key_size(<item_t *>cursor.item), destination, cursor.value_size):
+        cursor.sequence = 1         # never equal: cache_found says no
+
+cdef bint cache_found(cache_t *cache, read_t *cursor) noexcept nogil:
+    cdef shard_t *shard = <shard_t *>cursor.shard
+    if not cursor.locked:
+        fence_acquire()
+        if load64(&shard.sequence) != cursor.sequence:
+            cursor.tries += 1
+            count(cache, COUNT_READ_RETRIES, 1)
+            return False
+    if not cursor.no_bump:
+        _bump(cache, cursor)
+    if cursor.locked:
+        shard_leave(shard)
+        cursor.locked = False
+    count(cache, COUNT_GET_HITS, 1)
+    return True
+
+cdef inline void _bump(cache_t *cache, read_t *cursor) noexcept nogil:
+    # One compare-and-swap, and none once the item is as hot as can be told. It fails when the
+    # slot says anything else by now, so it never writes into memory that was used again.
+    cdef uint64_t low = cursor.slot_word, hot = slot_hotness(low)
+    if hot < 3 or not low & SLOT_FETCHED:
+        if hot < 3:
+            hot += 1
+        cas64(cursor.slot, low, (low & ~SLOT_HOT_MASK) | (hot << SLOT_HOT_SHIFT) | SLOT_FETCHED)
+    if cursor.meta.idle_s >= BUMP_AFTER_S and not cursor.meta.on_flash:
+        _touch_access(cache, cursor)
+
+cdef void _touch_access(cache_t *cache, read_t *cursor) noexcept nogil:
+    # Rare: the time of last access lies in the item, so it is written under the lock.
+    cdef shard_t *shard = <shard_t *>cursor.shard
+    cdef item_t *item
+    cdef bint entered = cursor.locked or shard_try_enter(cache, shard)
+    if not entered:
+        return
+    if cursor.locked or shard.sequence == cursor.sequence + 1:
+        item = <item_t *>cursor.item
+        item.last_access = <uint32_t>((now_ms(cache) - cache.arena.header.created_ms) // 1000)
+    if not cursor.locked:
+        shard_leave(shard)
+
+cdef int cache_fetch(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
+                     read_t *cursor, record_t *record, uint32_t flags) noexcept nogil:
+    cdef int status = flash_read(cache, cursor.position, record, flags)
+    cdef shard_t *shard = <shard_t *>cursor.shard
+    cdef flash_item_t *head
+    if status == CACHE_WOULD_BLOCK or status == CACHE_NO_MEMORY:
+        return status
+    if status == CACHE_FOUND:
+        head = record_item(record)
+        if flash_key_size(head) != key_size or memcmp(record_key(record), key, key_size) != 0:
+            count(cache, COUNT_GET_MISSES, 1)
+            return CACHE_MISS               # another key with the same 48 bits: absence is proved
+        _record_meta(cache, &cursor.meta, head, cursor)
+        cursor.value = record_value(record)
+        cursor.value_size = record.value_size
+        count(cache, COUNT_GET_HITS, 1)
+        count(cache, COUNT_GET_FLASH, 1)
+        if not cursor.no_bump:
+            _bump(cache, cursor)
+            _maybe_recache(cache, key, key_size, hash, cursor, record)
+        return CACHE_FOUND
+    if not _remove_exact(cache, shard, hash, cursor.slot_word):
+        return CACHE_BUSY
+    count(cache, COUNT_GET_MISSES, 1)
+    return CACHE_MISS
+
+cdef void _record_meta(cache_t *cache, meta_t *meta, flash_item_t *head,
+                       read_t *cursor) noexcept nogil:
+    cdef uint64_t expiry = slot_expiry(cursor.slot_word_high)
+    meta.cas = head.cas
+    meta.value_size = head.value_size
+    meta.client_flags = head.client_flags
+    meta.idle_s = <uint32_t>(now_ms(cache) // 1000) - head.stored_s
+    meta.expire_ms = 0 if expiry == 0 else (
+        <int64_t>head.expires_s * 1000 if expiry == EXPIRY_LOOK
+        else cache.arena.header.created_ms + <int64_t>expiry * 1000)
+    meta.str_key = (head.flags & ITEM_STR_KEY) != 0
+    _slot_meta(meta, cursor.slot_word)
+    meta.on_flash = True
+
+cdef void _maybe_recache(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
+                         read_t *cursor, record_t *record) noexcept nogil:
+    # Hot on flash, and one of `recache_rate` such hits: back into RAM. Never makes room for it.
+    cdef request_t request
+    cdef reply_t reply
+    if cache.recache_rate == 0 or slot_hotness(cursor.slot_word) < 2 or (
+            frames_free(cache.arena) <= cache.reserve_frames):
+        return
+    if add64(&cache.recache_counter, 1) % cache.recache_rate:
+        return
+    memset(&request, 0, sizeof(request))
+    request.op = OP_RECACHE
+    request.key = key
+    request.key_size = key_size
+    request.hash = hash
+    if not shard_try_enter(cache, <shard_t *>cursor.shard):
+        return
+    change_apply(cache, <shard_t *>cursor.shard, &request, record, &reply, False)
+    shard_leave(<shard_t *>cursor.shard)
+
+# Changing -----------------------------------------------------------------------------------
+
+cdef int cache_execute(cache_t *cache, request_t *request, record_t *record,
+                       reply_t *reply) noexcept nogil:
+    cdef shard_t *shard = shard_of(cache, request.hash)
+    cdef int status, tries = 0
+    cdef uint64_t needed
+    cdef bint force = False
+    while tries < CHANGE_TRIES:
+        tries += 1
+        if not shard_enter(cache, shard):
+            return CACHE_BUSY
+        status = change_apply(cache, shard, request, record, reply, force)
+        shard_leave(shard)
+        if status == NEED_REPLY:
+            if not _reply_grown(reply):
+                return CACHE_NO_MEMORY
+        elif status == NEED_FRAMES:
+            needed = request.value_size + request.key_size + reply.meta.value_size
+            if not make_room(cache, 2 + <uint32_t>(needed // cache.frame_bytes)):
+                # what is left to give up is the index's oldest flash slots
+                if force:
+                    break
+                force = True
+        else:
+            return status
+    return _refuse(cache, shard, request)
+
+cdef bint _reply_grown(reply_t *reply) noexcept nogil:
+    cdef uint64_t needed = reply.meta.value_size + reply.meta.value_size // 4 + 64
+    cdef char *larger = <char *>realloc(reply.value, needed)
+    if larger == NULL:
+        return False
+    reply.value = larger
+    reply.value_capacity = needed
+    return True
+
+cdef int _refuse(cache_t *cache, shard_t *shard, request_t *request) noexcept nogil:
+    # A set that fails takes the old value away, as memcached's does: the client may no longer
+    # believe in it.
+    cdef slot_t *slot
+    count(cache, COUNT_STORE_NO_MEMORY, 1)
+    if request.op == OP_SET and shard_enter(cache, shard):
+        slot = index_probe(cache, shard, request.hash)
+        if slot != NULL:
+            unlink(cache, shard, request.hash, slot)
+        shard_leave(shard)
+    return CACHE_NO_MEMORY
+
+# The engine as an object -----------------------------------------------------------------------
+
+
+def geometry(limit_bytes: int) -> tuple[int, int]:
+    """(shards, bytes of a frame) for a memory limit.
+
+    A shard a MiB keeps what a killed process can cost small and spreads the locks; its open
+    frames and index pages are then about 3 % of it. A frame is a 4,096th of the limit: that fine,
+    eviction is gentle, and what a queue's open frame leaves unused is small.
+    """
+    shards = 1 << max(4, min(12, (limit_bytes >> 20).bit_length() - 1))
+    frame_bytes = 1 << max(13, min(16, (limit_bytes >> 12).bit_length() - 1))
+    return shards, frame_bytes
+
+
+def cache_section_bytes(shards: int) -> int:
+    """Bytes of the arena section that holds `shards` shards."""
+    return shards * sizeof(shard_t)
+
+
+cdef class CacheEngine:
+    """The engine over an arena; `log` gives it flash. `fresh`: the arena was made just now."""
+
+    def __cinit__(self, Arena arena not None, uint32_t shards, Log log=None, bint fresh=True):
+        cdef cache_t *cache = <cache_t *>calloc(1, sizeof(cache_t))
+        cdef uint32_t number
+        if cache == NULL:
+            raise MemoryError()
+        self.cache = cache
+        self.arena = arena
+        self.log = log
+        cache.arena = &arena.arena
+        cache.log = NULL if log is None else log.c_log
+        cache.shards = <shard_t *>section(cache.arena, SECTION_CACHE)
+        cache.shard_count = shards
+        cache.shard_shift = 64 - (shards.bit_length() - 1)
+        cache.root_bits = max(0, 8 - (shards.bit_length() - 1))
+        cache.hash_shift = cache.shard_shift - cache.root_bits - 40
+        cache.arena_bytes = arena.arena.header.mapped_bytes
+        cache.index_page_last = cache.arena_bytes // INDEX_PAGE_BYTES - 1
+        cache.frame_bytes = frame_size(cache.arena)
+        cache.split_bytes = cache.frame_bytes // 8
+        cache.reserve_frames = 8
+        cache.item_size_max = 1 << 20
+        cache.item_bytes_ram_max = arena.arena.header.limit_bytes // 8
+        cache.item_age_s = -1
+        cache.recache_rate = 2000
+        if fresh:
+            for number in range(shards):
+                memset(&cache.shards[number], 0, sizeof(shard_t))
+                lock_init(&cache.shards[number].lock, cache.arena.shared)
+                cache.shards[number].number = number
+
+    def __dealloc__(self):
+        free(self.cache)
+        self.cache = NULL
+
+    def configure(self, *, item_size_max: int | None = None, item_age_s: int | None = None,
+                  low_ttl_s: int | None = None, recache_rate: int | None = None,
+                  evict: bool | None = None, cas: bool | None = None,
+                  drop_unread: bool | None = None) -> None:
+        """Change what may change while running; None leaves a setting as it is."""
+        if item_size_max is not None:
+            self.cache.item_size_max = item_size_max
+        if item_age_s is not None:
+            self.cache.item_age_s = item_age_s
+        if low_ttl_s is not None:
+            self.cache.low_ttl_s = low_ttl_s
+        if recache_rate is not None:
+            self.cache.recache_rate = recache_rate
+        if evict is not None:
+            self.cache.evict_forbidden = not evict
+        if cas is not None:
+            self.cache.cas_disabled = not cas
+        if drop_unread is not None:
+            self.cache.drop_unread = drop_unread
+
+    @property
+    def recache_rate(self) -> int:
+        return self.cache.recache_rate
+
+    def counters(self) -> list[int]:
+        """The counters of engine.pxd's counter_t, summed over all processes."""
+        cdef process_t *slots = <process_t *>section(self.cache.arena, SECTION_PROCESSES)
+        cdef int number, slot
+        cdef uint64_t total
+        sums = []
+        for number in range(PROCESS_COUNTERS):
+            total = 0
+            for slot in range(PROCESS_SLOTS):
+                total += slots[slot].counters[number]
+            sums.append(total)
+        return sums
+
+    def totals(self) -> dict[str, int]:
+        """Items, bytes and pages, summed over the shards (read without their locks)."""
+        cdef uint32_t number
+        cdef shard_t *shard
+        sums = dict.fromkeys(
+            ("items_ram", "items_flash", "ghosts", "bytes_ram", "bytes_used", "index_pages",
+             "groups", "small_frames", "main_frames"), 0)
+        for number in range(self.cache.shard_count):
+            shard = &self.cache.shards[number]
+            sums["items_ram"] += shard.items_ram
+            sums["items_flash"] += shard.items_flash
+            sums["ghosts"] += shard.ghosts
+            sums["bytes_ram"] += shard.bytes_ram
+            sums["bytes_used"] += shard.bytes_used
+            sums["index_pages"] += shard.index_pages
+            sums["groups"] += shard.groups
+            sums["small_frames"] += shard.queue[QUEUE_SMALL].frames
+            sums["main_frames"] += shard.queue[QUEUE_MAIN].frames
+        return sums

@@ -1,0 +1,348 @@
+"""Eviction (promises: eviction.pxd).
+
+A shard's frames form two queues, oldest first: *small* takes new items, *main* those that were
+asked for again (S3-FIFO: Yang et al., SOSP 2023). The oldest frame is emptied: what is hot moves to
+the young end of main, the rest goes to flash, or away. A frame that overwrites and deletes have
+left mostly dead is emptied first, all its items moved: that costs a copy and evicts nothing.
+"""
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport realloc
+from libc.string cimport memcpy, memset
+
+from siltstone.cache.engine cimport (
+    COUNT_BAD_OFFSETS, COUNT_CRAWLED, COUNT_CRAWLER_RECLAIMED, COUNT_EVICTED_ACTIVE,
+    COUNT_EVICTED_UNFETCHED, COUNT_EVICTIONS, COUNT_EXPIRED_UNFETCHED, COUNT_FLASH_EVICTED,
+    COUNT_FLASH_WRITES, COUNT_FLASH_WRITE_BYTES, COUNT_RECLAIMED, COUNT_REINSERTED,
+    COUNT_SEGMENTS_FORGOTTEN,
+)
+from siltstone.cache.eviction cimport *
+from siltstone.cache.flash cimport demotion_free, demotion_t, flash_write
+from siltstone.cache.hashing cimport siphash13
+from siltstone.cache.index cimport group_slot, index_group, index_probe, index_remove
+from siltstone.cache.items cimport *
+from siltstone.cache.shard cimport *
+from siltstone.log.arena cimport frame_address, frame_t, frames_free
+from siltstone.log.atomics cimport add32, load32_relaxed
+from siltstone.log.log cimport (
+    LOG_ALIGNMENT, LOG_NOTHING, LOG_NO_BUFFER, LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, log_current,
+    log_dead, log_forget, log_live, log_oldest, log_write_one, segment_info_t,
+)
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int microseconds)
+
+cdef enum:
+    # A frame below 5/8 live is emptied before the oldest one: freeing a frame then costs at most
+    # 1.7 frames of copying, and the dead share of RAM stays below about a quarter.
+    LIVE_SHARE_NUMERATOR = 5
+    LIVE_SHARE_DENOMINATOR = 8
+    SMALL_SHARE = 10            # the small queue holds one in so many frames
+    HOT_TO_MAIN = 2             # hits in the small queue that earn a place in main
+    MODE_EVICT = 0
+    MODE_COMPACT = 1
+    GHOST_SHARE = 4             # ghosts remembered: items in RAM / this
+    LOW_TTL_MIN_MS = 2000       # what expires sooner never goes to flash
+    WAIT_US = 50                # for a write in flight elsewhere
+    WAITS_MAX = 20000           # one second in all, then the caller is refused
+
+# Taking items away --------------------------------------------------------------------------
+
+cdef uint64_t item_hash(cache_t *cache, item_t *item) noexcept nogil:
+    cdef uint64_t here
+    cdef char *key = item_span(cache, item, 0, &here)
+    if here >= item_key_size(item):
+        return siphash13(cache.arena.header.secret, key, item_key_size(item))
+    return _hash_cut_key(cache, item)
+
+cdef uint64_t _hash_cut_key(cache_t *cache, item_t *item) noexcept nogil:
+    cdef char key[65536]
+    item_read(cache, item, 0, key, item_key_size(item))
+    return siphash13(cache.arena.header.secret, key, item_key_size(item))
+
+cdef void release(cache_t *cache, shard_t *shard, slot_t *slot) noexcept nogil:
+    cdef uint64_t kind = slot_kind(slot.low)
+    cdef item_t *item
+    if kind == SLOT_RAM:
+        item = item_at(cache, slot_location(slot.low) * 8)
+        shard.items_ram -= 1
+        shard.bytes_ram -= item_content(item)
+        item_free(cache, shard, item)
+    elif kind == SLOT_FLASH:
+        log_dead(cache.log, slot_location(slot.low) * LOG_ALIGNMENT)
+        shard.items_flash -= 1
+    elif kind == SLOT_GHOST:
+        shard.ghosts -= 1
+
+cdef void unlink(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot) noexcept nogil:
+    release(cache, shard, slot)
+    index_remove(cache, shard, index_group(cache, shard, hash), slot)
+
+cdef bint slot_expired(cache_t *cache, uint64_t high, int64_t now) noexcept nogil:
+    cdef uint64_t expiry = slot_expiry(high)
+    return expiry != 0 and expiry != EXPIRY_LOOK and (
+        cache.arena.header.created_ms + <int64_t>expiry * 1000 <= now)
+
+cdef bint _ghost_stale(shard_t *shard, uint64_t low) noexcept nogil:
+    return shard.evictions - slot_location(low) > shard.items_ram // GHOST_SHARE
+
+cdef uint32_t purge_group(cache_t *cache, shard_t *shard, group_t *group, bint ghosts,
+                          int64_t now) noexcept nogil:
+    cdef uint32_t place = 0, gone = 0
+    cdef slot_t *slot
+    cdef uint64_t kind
+    cdef bint dead
+    while place < <uint32_t>group.pages * PAGE_SLOTS:
+        slot = group_slot(cache, group, place)
+        kind = slot_kind(slot.low)
+        dead = False
+        if kind == SLOT_GHOST:
+            dead = ghosts or _ghost_stale(shard, slot.low)
+        elif kind != SLOT_EMPTY and slot_expired(cache, slot.high, now):
+            dead = True
+            count(cache, COUNT_CRAWLER_RECLAIMED, 1)
+            if not slot.low & SLOT_FETCHED:
+                count(cache, COUNT_EXPIRED_UNFETCHED, 1)
+        elif kind == SLOT_FLASH:
+            dead = not log_current(cache.log, slot_location(slot.low) * LOG_ALIGNMENT)
+        if dead:
+            release(cache, shard, slot)
+            index_remove(cache, shard, group, slot)     # fills `place` anew: look again
+            gone += 1
+        else:
+            place += 1
+    count(cache, COUNT_CRAWLED, place)
+    return gone
+
+# Emptying a frame ---------------------------------------------------------------------------
+
+cdef inline int _queue_in_excess(shard_t *shard) noexcept nogil:
+    cdef uint32_t small = shard.queue[QUEUE_SMALL].frames, main = shard.queue[QUEUE_MAIN].frames
+    return QUEUE_SMALL if small and (
+        main == 0 or small * SMALL_SHARE > small + main) else QUEUE_MAIN
+
+cdef uint32_t _victim(cache_t *cache, shard_t *shard, int *mode) noexcept nogil:
+    # Frame number + 1: the emptiest if it is mostly dead, else the oldest of the queue in excess.
+    cdef frame_t *frames = cache.arena.frames
+    cdef uint32_t number, best = 0, least = cache.frame_bytes
+    cdef int queue
+    for queue in range(QUEUES):
+        number = shard.queue[queue].head
+        while number:
+            if frames[number - 1].live_bytes < least and number != shard.queue[queue].tail:
+                least = frames[number - 1].live_bytes
+                best = number
+            number = frames[number - 1].next
+    if best and least * LIVE_SHARE_DENOMINATOR < cache.frame_bytes * LIVE_SHARE_NUMERATOR:
+        mode[0] = MODE_COMPACT
+        return best
+    mode[0] = MODE_EVICT
+    return shard.queue[_queue_in_excess(shard)].head
+
+cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now, demotion_t *demotion) noexcept nogil:
+    cdef int mode = MODE_EVICT, queue, result
+    cdef uint32_t number = _victim(cache, shard, &mode), place = 0, end, size
+    cdef frame_t *frame
+    cdef char *entry
+    cdef bint last
+    if number == 0:
+        return ROOM_NONE
+    frame = &cache.arena.frames[number - 1]
+    queue = <int>(frame.kind & ~FRAME_CLOSED) - FRAME_ITEMS
+    if shard.queue[queue].tail == number:
+        queue_close(cache, shard, queue)
+    end = frame.filled_bytes
+    if frame.live_bytes == 0:
+        return ROOM_MADE if frame_release(cache, shard, number - 1) else ROOM_NONE
+    while place < end:
+        entry = frame_address(cache.arena, number - 1) + place
+        size = entry_bytes(entry)
+        if (<item_t *>entry).kind == 0 or (<item_t *>entry).kind > KIND_DEAD_PART or (
+                place + size > end):
+            count(cache, COUNT_BAD_OFFSETS, 1)
+            shard_clear(cache, shard)
+            return ROOM_MADE
+        last = frame.live_bytes == size
+        result = ROOM_KEPT
+        if (<item_t *>entry).kind == KIND_HEAD:
+            result = _retire(cache, shard, <item_t *>entry, queue, mode, now, demotion)
+        elif (<item_t *>entry).kind == KIND_PART:
+            result = ROOM_MADE if part_move(
+                cache, shard, queue, 0, <item_part_t *>entry) else ROOM_NONE
+        if result == ROOM_MADE and last:
+            return ROOM_MADE        # the frame is another's now: do not look at it again
+        if result != ROOM_MADE and result != ROOM_KEPT:
+            return result
+        place += size
+    return ROOM_KEPT
+
+cdef int _retire(cache_t *cache, shard_t *shard, item_t *item, int queue, int mode, int64_t now,
+                 demotion_t *demotion) noexcept nogil:
+    # One live item of a frame that is being emptied. ROOM_MADE: it is gone from there.
+    cdef uint64_t hash = item_hash(cache, item)
+    cdef slot_t *slot = index_probe(cache, shard, hash)
+    cdef uint64_t hot
+    if slot == NULL or slot_kind(slot.low) != SLOT_RAM or (
+            slot_location(slot.low) * 8 != item_offset(cache, item)):
+        count(cache, COUNT_BAD_OFFSETS, 1)
+        item_free(cache, shard, item)
+        return ROOM_MADE
+    if mode == MODE_COMPACT:
+        return ROOM_MADE if _move(cache, shard, slot, item, queue) else ROOM_NONE
+    if item.flags & ITEM_EXPIRY and item_expiry(item)[0] and item_expiry(item)[0] <= now:
+        count(cache, COUNT_RECLAIMED, 1)
+        if not slot.low & SLOT_FETCHED:
+            count(cache, COUNT_EXPIRED_UNFETCHED, 1)
+        unlink(cache, shard, hash, slot)
+        return ROOM_MADE
+    hot = slot_hotness(slot.low)
+    if hot >= (HOT_TO_MAIN if queue == QUEUE_SMALL else 1):
+        slot.low = (slot.low & ~SLOT_HOT_MASK) | (
+            0 if queue == QUEUE_SMALL else (hot - 1) << SLOT_HOT_SHIFT)
+        if _move(cache, shard, slot, item, QUEUE_MAIN):
+            count(cache, COUNT_REINSERTED, 1)
+            return ROOM_MADE
+    return _demote(cache, shard, hash, slot, item, queue, now, demotion)
+
+cdef bint _move(cache_t *cache, shard_t *shard, slot_t *slot, item_t *item, int queue) noexcept nogil:
+    # Copy the item to the young end of `queue`, from the frames kept in reserve if need be.
+    cdef item_t *copy = item_new(cache, shard, queue, 0, item.flags, item_key_size(item),
+                                 item.value_size)
+    cdef uint64_t start = 0, here, total = item_content(item)
+    cdef char *place
+    if copy == NULL:
+        return False
+    copy.cas = item.cas
+    copy.last_access = item.last_access
+    copy.client_flags = item.client_flags
+    if item.flags & ITEM_EXPIRY:
+        item_expiry(copy)[0] = item_expiry(item)[0]
+    if item.flags & ITEM_TAG:
+        item_tag(copy)[0] = item_tag(item)[0]
+    while start < total:
+        place = item_span(cache, item, start, &here)
+        item_write(cache, copy, start, place, here)
+        start += here
+    slot.low = (slot.low & ~<uint64_t>0xfffffffffffff) | (item_offset(cache, copy) // 8)
+    item_free(cache, shard, item)
+    return True
+
+cdef bint _wanted_on_flash(cache_t *cache, item_t *item, uint64_t low, int64_t now) noexcept nogil:
+    if cache.log == NULL:
+        return False
+    if item.flags & ITEM_EXPIRY and item_expiry(item)[0] and (
+            item_expiry(item)[0] - now < LOW_TTL_MIN_MS):
+        return False
+    return True
+
+cdef int _demote(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, item_t *item,
+                 int queue, int64_t now, demotion_t *demotion) noexcept nogil:
+    cdef uint64_t position = 0, low = slot.low
+    cdef int result
+    if not _wanted_on_flash(cache, item, low, now):
+        return _drop(cache, shard, hash, slot, queue)
+    result = flash_write(cache, shard, hash, item, low, now, demotion, &position)
+    if result == LOG_NO_BUFFER:
+        return ROOM_WRITE
+    if result == LOG_NO_SEGMENT:
+        return ROOM_SEGMENT
+    if result == LOG_SHORT:
+        return ROOM_GROW
+    if result != LOG_OK or position // LOG_ALIGNMENT > <uint64_t>0xfffffffffffff:
+        return _drop(cache, shard, hash, slot, queue)
+    count(cache, COUNT_FLASH_WRITES, 1)
+    count(cache, COUNT_FLASH_WRITE_BYTES, item_content(item))
+    release(cache, shard, slot)
+    slot.low = (low & (SLOT_HASH_MASK | SLOT_FETCHED | SLOT_STALE | SLOT_WON | SLOT_TAGGED)) | (
+        <uint64_t>SLOT_FLASH << SLOT_KIND_SHIFT) | (position // LOG_ALIGNMENT)
+    shard.items_flash += 1
+    if log_live(cache.log, position) != LOG_OK:
+        unlink(cache, shard, hash, slot)    # its segment was forgotten meanwhile
+    return ROOM_MADE
+
+cdef int _drop(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, int queue) noexcept nogil:
+    cdef uint64_t low = slot.low
+    if cache.evict_forbidden:
+        return ROOM_NONE
+    count(cache, COUNT_EVICTIONS, 1)
+    if not low & SLOT_FETCHED:
+        count(cache, COUNT_EVICTED_UNFETCHED, 1)
+    if slot_hotness(low):
+        count(cache, COUNT_EVICTED_ACTIVE, 1)
+    if queue == QUEUE_MAIN or cache.log != NULL:
+        unlink(cache, shard, hash, slot)
+        return ROOM_MADE
+    # remembered as a ghost: should it come back soon, it goes to main at once
+    release(cache, shard, slot)
+    shard.evictions += 1
+    shard.ghosts += 1
+    slot.low = (low & SLOT_HASH_MASK) | (<uint64_t>SLOT_GHOST << SLOT_KIND_SHIFT) | shard.evictions
+    slot.high &= SLOT_HIGH_HASH_MASK
+    return ROOM_MADE
+
+# Making room --------------------------------------------------------------------------------
+
+cdef uint64_t _age(cache_t *cache, shard_t *shard) noexcept nogil:
+    # Sequence of the frame that would be emptied next, read without the lock: a good guess.
+    cdef uint32_t head = load32_relaxed(&shard.queue[_queue_in_excess(shard)].head)
+    if 0 < head <= cache.arena.header.frame_count_max:
+        return cache.arena.frames[head - 1].sequence
+    return <uint64_t>-1
+
+cdef shard_t *_victim_shard(cache_t *cache) noexcept nogil:
+    # Of four shards in turn the one with the oldest frame: close to first in, first out.
+    cdef uint32_t number, start = add32(&cache.evict_cursor, 1) * 4
+    cdef shard_t *best = NULL
+    cdef shard_t *shard
+    cdef uint64_t age, oldest = <uint64_t>-1
+    for number in range(4):
+        shard = &cache.shards[(start + number) & (cache.shard_count - 1)]
+        age = _age(cache, shard)
+        if age < oldest:
+            oldest = age
+            best = shard
+    return best
+
+cdef bint forget_oldest(cache_t *cache) noexcept nogil:
+    cdef segment_info_t info
+    if cache.log == NULL or log_oldest(cache.log, 0xffffffff, &info) != LOG_OK:
+        return False
+    if log_forget(cache.log, info.slot, info.version) != LOG_OK:
+        return False
+    count(cache, COUNT_SEGMENTS_FORGOTTEN, 1)
+    count(cache, COUNT_FLASH_EVICTED, info.live_records)
+    return True
+
+cdef bint _positions_grown(demotion_t *demotion) noexcept nogil:
+    cdef uint64_t *larger = <uint64_t *>realloc(demotion.positions, demotion.capacity * 8)
+    if larger == NULL:
+        return False
+    demotion.positions = larger
+    return True
+
+cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
+    cdef demotion_t demotion
+    cdef shard_t *shard
+    cdef int result = ROOM_KEPT
+    cdef uint32_t idle = 0, waits = 0
+    memset(&demotion, 0, sizeof(demotion))
+    # `idle` counts steps in a row that found nothing; every shard gets several chances
+    while frames_free(cache.arena) < frames + cache.reserve_frames and (
+            idle < 4 * cache.shard_count + 64) and waits < WAITS_MAX:
+        if result != ROOM_WRITE and result != ROOM_SEGMENT and result != ROOM_GROW:
+            shard = _victim_shard(cache)
+        if shard == NULL or not shard_try_enter(cache, shard):
+            idle += 1
+            result = ROOM_KEPT
+            continue
+        result = evict_step(cache, shard, now_ms(cache), &demotion)
+        shard_leave(shard)
+        idle = idle + 1 if result == ROOM_NONE or result == ROOM_KEPT else 0
+        if result == ROOM_WRITE or (result == ROOM_SEGMENT and not forget_oldest(cache)):
+            if log_write_one(cache.log) == LOG_NOTHING:
+                usleep(WAIT_US)     # all are being written by others: one ends soon
+                waits += 1
+        elif result == ROOM_GROW:
+            if not _positions_grown(&demotion):
+                break
+    demotion_free(&demotion)
+    return frames_free(cache.arena) >= frames + cache.reserve_frames

@@ -1,0 +1,25 @@
+"""The index: 16-byte slots in groups of 4 KiB pages that grow a page at a time.
+
+A group of n pages (1..7) is one open-addressed table of n x 64 buckets of four slots; the eighth
+page splits it into two groups of four, told apart by the next of the 40 stored hash bits. So load
+stays between 0.73 and 0.92 and nothing is ever rehashed but one group (at most 28 KiB).
+All functions: under the shard's lock, sequence odd, but for index_probe.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+
+from siltstone.cache.shard cimport cache_t, group_t, shard_t, slot_t
+
+# Slot with this identity (any kind but empty), or NULL. Also safe without the lock: every number
+# that it reads is checked against its bounds, and the caller checks the sequence afterwards.
+cdef slot_t *index_probe(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil
+# Room for one more slot in the group of `hash`? index_insert needs it.
+cdef bint index_has_room(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil
+# Grow the group of `hash` by a page, or split it. 0: no frame.
+cdef bint index_grow(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil
+cdef slot_t *index_insert(cache_t *cache, shard_t *shard, uint64_t hash, uint64_t low,
+                          uint64_t high) noexcept nogil
+# Removes by moving others back: every slot pointer into the group is void afterwards.
+cdef void index_remove(cache_t *cache, shard_t *shard, group_t *group, slot_t *slot) noexcept nogil
+cdef group_t *index_group(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil
+cdef group_t *group_at(cache_t *cache, shard_t *shard, uint32_t number) noexcept nogil
+cdef slot_t *group_slot(cache_t *cache, group_t *group, uint32_t number) noexcept nogil

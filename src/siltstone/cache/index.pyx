@@ -1,0 +1,308 @@
+"""The hash index of a shard (layout and promises: index.pxd)."""
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from siltstone.cache.shard cimport (
+    DIRECTORY_PAGES, FRAME_INDEX, GROUP_PAGES_MAX, GROUP_TABLE_PAGES, INDEX_PAGE_BYTES, PAGE_SLOTS,
+    SLOT_EMPTY, cache_t, group_t, hash40_of, root_of, shard_t, slot_hash40, slot_hash_high,
+    slot_hash_low, slot_kind, slot_matches, slot_t,
+)
+from siltstone.log.arena cimport arena_t, frame_t, frame_take
+
+cdef enum:
+    BUCKET_SLOTS = 4
+    PAGE_BUCKETS = 64
+    DIRECTORY_ENTRIES = 2048        # of u16 in a page
+    TABLE_GROUPS = 128              # descriptors in a page
+    GROUP_SLOTS_MAX = GROUP_PAGES_MAX * PAGE_SLOTS
+
+# Share of slots in use at which a group grows. At 11/12 with four-slot buckets a search that
+# misses looks at about two cache lines; memory an item falls with every step nearer to 1.
+cdef inline uint32_t _room(uint32_t pages) noexcept nogil:
+    return pages * PAGE_SLOTS - pages * PAGE_SLOTS // 12
+
+cdef inline char *_page(cache_t *cache, uint32_t number) noexcept nogil:
+    # Page 0 holds the arena's header, so a number that a reader caught half written is harmless.
+    if number > cache.index_page_last:
+        number = 0
+    return cache.arena.base + <uint64_t>number * INDEX_PAGE_BYTES
+
+cdef inline uint32_t _entry(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
+    cdef uint32_t depth = shard.depth
+    if depth > 15:
+        depth = 15
+    return (root_of(cache, hash) << depth) | <uint32_t>(hash40_of(cache, hash) >> (40 - depth))
+
+cdef inline uint16_t *_directory(cache_t *cache, shard_t *shard, uint32_t entry) noexcept nogil:
+    cdef uint32_t page = entry // DIRECTORY_ENTRIES
+    if page >= DIRECTORY_PAGES:
+        page = 0
+    return <uint16_t *>_page(cache, shard.directory[page]) + entry % DIRECTORY_ENTRIES
+
+cdef group_t *group_at(cache_t *cache, shard_t *shard, uint32_t number) noexcept nogil:
+    cdef uint32_t page = number // TABLE_GROUPS
+    if page >= GROUP_TABLE_PAGES:
+        page = 0
+    return <group_t *>_page(cache, shard.group_table[page]) + number % TABLE_GROUPS
+
+cdef group_t *index_group(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
+    return group_at(cache, shard, _directory(cache, shard, _entry(cache, shard, hash))[0])
+
+cdef inline slot_t *_bucket(cache_t *cache, group_t *group, uint32_t bucket) noexcept nogil:
+    return <slot_t *>_page(cache, group.page[bucket // PAGE_BUCKETS]) + (
+        bucket % PAGE_BUCKETS) * BUCKET_SLOTS
+
+cdef slot_t *group_slot(cache_t *cache, group_t *group, uint32_t number) noexcept nogil:
+    return _bucket(cache, group, number // BUCKET_SLOTS) + number % BUCKET_SLOTS
+
+cdef inline uint32_t _home(uint64_t hash40, uint32_t buckets) noexcept nogil:
+    return <uint32_t>(((hash40 & 0x7ffffff) * buckets) >> 27)
+
+cdef slot_t *index_probe(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
+    cdef group_t *group
+    cdef slot_t *slots
+    cdef uint64_t hash40 = hash40_of(cache, hash)
+    cdef uint64_t low_part = slot_hash_low(hash40), high_part = slot_hash_high(hash40)
+    cdef uint32_t pages, buckets, bucket, step
+    cdef int number
+    cdef bint gap
+    if not shard.built:
+        return NULL
+    group = index_group(cache, shard, hash)
+    pages = group.pages
+    if pages == 0 or pages > GROUP_PAGES_MAX:
+        return NULL
+    buckets = pages * PAGE_BUCKETS
+    bucket = _home(hash40, buckets)
+    for step in range(buckets):
+        slots = _bucket(cache, group, bucket)
+        gap = False
+        for number in range(BUCKET_SLOTS):
+            if slot_kind(slots[number].low) == SLOT_EMPTY:
+                gap = True
+            elif (slots[number].high >> 28 << 28) == high_part and (
+                    slots[number].low >> 60 << 60) == low_part:
+                return &slots[number]
+        if gap:
+            return NULL
+        bucket += 1
+        if bucket == buckets:
+            bucket = 0
+    return NULL
+
+cdef inline slot_t *_place(cache_t *cache, group_t *group, uint64_t hash40) noexcept nogil:
+    # First empty slot from home; there is one, since a group grows before it is full.
+    cdef uint32_t buckets = group.pages * PAGE_BUCKETS
+    cdef uint32_t bucket = _home(hash40, buckets)
+    cdef slot_t *slots
+    cdef int number
+    while True:
+        slots = _bucket(cache, group, bucket)
+        for number in range(BUCKET_SLOTS):
+            if slot_kind(slots[number].low) == SLOT_EMPTY:
+                return &slots[number]
+        bucket += 1
+        if bucket == buckets:
+            bucket = 0
+
+cdef bint index_has_room(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
+    cdef group_t *group
+    if not shard.built:
+        return False
+    group = index_group(cache, shard, hash)
+    return group.used < _room(group.pages)
+
+cdef slot_t *index_insert(cache_t *cache, shard_t *shard, uint64_t hash, uint64_t low,
+                          uint64_t high) noexcept nogil:
+    cdef group_t *group = index_group(cache, shard, hash)
+    cdef uint64_t hash40 = hash40_of(cache, hash)
+    cdef slot_t *slot = _place(cache, group, hash40)
+    slot.high = slot_hash_high(hash40) | high
+    slot.low = slot_hash_low(hash40) | low
+    group.used += 1
+    return slot
+
+cdef void index_remove(cache_t *cache, shard_t *shard, group_t *group, slot_t *slot) noexcept nogil:
+    # Close the gap: whatever was pushed past this bucket because it was full moves back into it.
+    cdef uint32_t buckets = group.pages * PAGE_BUCKETS
+    cdef uint32_t hole = _bucket_of(cache, group, slot), bucket = hole, home, step
+    cdef slot_t *slots
+    cdef slot_t *moved
+    cdef int number
+    cdef bint was_full = _is_full(_bucket(cache, group, hole))
+    slot.low = 0
+    slot.high = 0
+    group.used -= 1
+    for step in range(buckets):
+        if not was_full:
+            return
+        bucket += 1
+        if bucket == buckets:
+            bucket = 0
+        slots = _bucket(cache, group, bucket)
+        was_full = _is_full(slots)
+        moved = NULL
+        for number in range(BUCKET_SLOTS):
+            if slot_kind(slots[number].low) == SLOT_EMPTY:
+                continue
+            home = _home(slot_hash40(slots[number].low, slots[number].high), buckets)
+            if _distance(home, bucket, buckets) >= _distance(hole, bucket, buckets):
+                moved = &slots[number]
+                break
+        if moved != NULL:
+            slot[0] = moved[0]
+            moved.low = 0
+            moved.high = 0
+            slot = moved
+            hole = bucket
+
+cdef inline bint _is_full(slot_t *slots) noexcept nogil:
+    cdef int number
+    for number in range(BUCKET_SLOTS):
+        if slot_kind(slots[number].low) == SLOT_EMPTY:
+            return False
+    return True
+
+cdef inline uint32_t _distance(uint32_t first, uint32_t last, uint32_t buckets) noexcept nogil:
+    return last - first if last >= first else last + buckets - first
+
+cdef uint32_t _bucket_of(cache_t *cache, group_t *group, slot_t *slot) noexcept nogil:
+    cdef uint64_t offset = <char *>slot - cache.arena.base
+    cdef uint32_t page = <uint32_t>(offset // INDEX_PAGE_BYTES), number
+    for number in range(group.pages):
+        if group.page[number] == page:
+            return number * PAGE_BUCKETS + <uint32_t>(offset % INDEX_PAGE_BYTES) // 64
+    return 0
+
+# Growing ------------------------------------------------------------------------------------
+
+cdef uint32_t _page_take(cache_t *cache, shard_t *shard) noexcept nogil:
+    # A zeroed page of a frame that the shard owns; 0 = none to be had.
+    cdef arena_t *arena = cache.arena
+    cdef int64_t frame
+    cdef uint32_t page, first, number
+    if shard.pages_free == 0:
+        # without the reserve: an index that cannot grow makes set fail, and those who evict
+        # shrink the items, never the index
+        frame = frame_take(arena, shard.number + 1, cache.reserve_frames)
+        if frame <= 0:
+            return 0
+        arena.frames[frame - 1].kind = FRAME_INDEX
+        first = <uint32_t>((arena.header.frames_offset + (
+            <uint64_t>(frame - 1) << arena.header.frame_shift)) // INDEX_PAGE_BYTES)
+        for number in range(cache.frame_bytes // INDEX_PAGE_BYTES, 0, -1):
+            (<uint32_t *>_page(cache, first + number - 1))[0] = shard.pages_free
+            shard.pages_free = first + number - 1
+    page = shard.pages_free
+    shard.pages_free = (<uint32_t *>_page(cache, page))[0]
+    memset(_page(cache, page), 0, INDEX_PAGE_BYTES)
+    shard.index_pages += 1
+    return page
+
+cdef bint _build(cache_t *cache, shard_t *shard) noexcept nogil:
+    # The directory and one empty group a root; groups get their first page when it is needed.
+    cdef uint32_t root
+    if shard.directory[0] == 0:
+        shard.directory[0] = _page_take(cache, shard)
+    if shard.directory[0] == 0:
+        return False
+    shard.group_table[0] = _page_take(cache, shard)
+    if shard.group_table[0] == 0:
+        return False
+    shard.groups = 1 << cache.root_bits
+    for root in range(shard.groups):
+        _directory(cache, shard, root)[0] = <uint16_t>root
+    shard.built = 1
+    return True
+
+cdef bint index_grow(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
+    cdef group_t *group
+    cdef uint32_t page
+    if not shard.built and not _build(cache, shard):
+        return False
+    group = index_group(cache, shard, hash)
+    if group.pages == GROUP_PAGES_MAX:
+        return _split(cache, shard, hash, group)
+    page = _page_take(cache, shard)
+    if page == 0:
+        return False
+    _redistribute(cache, group, NULL, page, 0)
+    return True
+
+cdef bint _split(cache_t *cache, shard_t *shard, uint64_t hash, group_t *group) noexcept nogil:
+    cdef uint32_t page, other, entry, first, span, number
+    cdef group_t *second
+    if group.depth == shard.depth and not _double(cache, shard):
+        return False
+    other = shard.groups
+    if other % TABLE_GROUPS == 0:
+        if other // TABLE_GROUPS >= GROUP_TABLE_PAGES:
+            return False
+        if shard.group_table[other // TABLE_GROUPS] == 0:
+            shard.group_table[other // TABLE_GROUPS] = _page_take(cache, shard)
+        if shard.group_table[other // TABLE_GROUPS] == 0:
+            return False
+    page = _page_take(cache, shard)
+    if page == 0:
+        return False
+    second = group_at(cache, shard, other)
+    entry = _entry(cache, shard, hash)
+    span = 1 << (shard.depth - group.depth)
+    first = entry // span * span
+    shard.groups += 1
+    group.depth += 1
+    second.depth = group.depth
+    for number in range(first + span // 2, first + span):
+        _directory(cache, shard, number)[0] = <uint16_t>other
+    _redistribute(cache, group, second, page, 40 - group.depth)
+    return True
+
+cdef bint _double(cache_t *cache, shard_t *shard) noexcept nogil:
+    cdef uint32_t size = 1 << (cache.root_bits + shard.depth), entry, page
+    if size * 2 > DIRECTORY_PAGES * DIRECTORY_ENTRIES:
+        return False
+    for page in range((size * 2 + DIRECTORY_ENTRIES - 1) // DIRECTORY_ENTRIES):
+        if shard.directory[page] == 0:
+            shard.directory[page] = _page_take(cache, shard)
+            if shard.directory[page] == 0:
+                return False
+    for entry in range(size, 0, -1):
+        _directory(cache, shard, 2 * entry - 1)[0] = _directory(cache, shard, entry - 1)[0]
+        _directory(cache, shard, 2 * entry - 2)[0] = _directory(cache, shard, entry - 1)[0]
+    shard.depth += 1
+    return True
+
+cdef void _redistribute(cache_t *cache, group_t *group, group_t *second, uint32_t page,
+                        uint32_t bit) noexcept nogil:
+    # Gather all slots, lay the pages out anew, put every slot back (by `bit` of its hash into
+    # `second` when that is given). At most 28 KiB on the stack.
+    cdef slot_t gathered[GROUP_SLOTS_MAX]
+    cdef uint32_t count = 0, number
+    cdef slot_t *slot
+    cdef group_t *target
+    cdef uint64_t hash40
+    for number in range(<uint32_t>group.pages * PAGE_SLOTS):
+        slot = group_slot(cache, group, number)
+        if slot_kind(slot.low) != SLOT_EMPTY:
+            gathered[count] = slot[0]
+            count += 1
+    if second == NULL:
+        group.page[group.pages] = page
+        group.pages += 1
+    else:
+        for number in range(3):
+            second.page[number] = group.page[4 + number]
+            group.page[4 + number] = 0
+        second.page[3] = page
+        second.pages = group.pages = 4
+        second.used = 0
+        for number in range(4):
+            memset(_page(cache, second.page[number]), 0, INDEX_PAGE_BYTES)
+    group.used = 0
+    for number in range(group.pages):
+        memset(_page(cache, group.page[number]), 0, INDEX_PAGE_BYTES)
+    for number in range(count):
+        hash40 = slot_hash40(gathered[number].low, gathered[number].high)
+        target = second if second != NULL and (hash40 >> bit) & 1 else group
+        _place(cache, target, hash40)[0] = gathered[number]
+        target.used += 1

@@ -1,0 +1,326 @@
+"""Items in RAM (layout and promises: items.pxd)."""
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from siltstone.cache.items cimport *
+from siltstone.cache.shard cimport FRAME_CLOSED, FRAME_ITEMS, cache_t, queue_t, shard_t
+from siltstone.log.arena cimport (
+    LOCK_TAKEN, arena_t, frame_address, frame_give, frame_t, frame_take,
+)
+
+cdef enum:
+    PART_HEADER = 24
+    CONTENT_MIN = 64        # a head or part is not begun for fewer content bytes than these
+
+cdef inline uint32_t _align8(uint64_t size) noexcept nogil:
+    return <uint32_t>((size + 7) & ~<uint64_t>7)
+
+cdef inline uint32_t _frame_of(cache_t *cache, void *entry) noexcept nogil:
+    return <uint32_t>((<uint64_t>(<char *>entry - cache.arena.base)
+                       - cache.arena.header.frames_offset) >> cache.arena.header.frame_shift)
+
+cdef uint32_t entry_bytes(char *entry) noexcept nogil:
+    cdef item_t *item = <item_t *>entry
+    if item.kind == KIND_PART or item.kind == KIND_DEAD_PART:
+        return _align8(PART_HEADER + (<item_part_t *>entry).size)
+    if item.flags & ITEM_PARTS:
+        return _align8(item_fields(item.flags) + item_link(item).size)
+    return _align8(item_fields(item.flags) + item_content(item))
+
+# Queues of frames ---------------------------------------------------------------------------
+
+cdef inline uint32_t _room(cache_t *cache, shard_t *shard, int queue) noexcept nogil:
+    cdef uint32_t tail = shard.queue[queue].tail
+    if tail == 0 or cache.arena.frames[tail - 1].kind & FRAME_CLOSED:
+        return 0
+    return cache.frame_bytes - cache.arena.frames[tail - 1].filled_bytes
+
+cdef bint _queue_open(cache_t *cache, shard_t *shard, int queue, uint32_t reserve) noexcept nogil:
+    # A fresh frame at the young end.
+    cdef queue_t *line = &shard.queue[queue]
+    cdef frame_t *frames = cache.arena.frames
+    cdef uint32_t old = line.tail
+    cdef int64_t taken = frame_take(cache.arena, shard.number + 1, reserve)
+    if taken <= 0:
+        return False
+    frames[taken - 1].kind = FRAME_ITEMS + queue
+    frames[taken - 1].prev = old
+    if old:
+        frames[old - 1].next = <uint32_t>taken
+    else:
+        line.head = <uint32_t>taken
+    line.tail = <uint32_t>taken
+    line.frames += 1
+    if old and frames[old - 1].live_bytes == 0:
+        frame_release(cache, shard, old - 1)
+    return True
+
+cdef void queue_close(cache_t *cache, shard_t *shard, int queue) noexcept nogil:
+    # No more goes into the open frame: what comes next opens another.
+    cdef uint32_t tail = shard.queue[queue].tail
+    if tail:
+        cache.arena.frames[tail - 1].kind |= FRAME_CLOSED
+
+cdef bint frame_release(cache_t *cache, shard_t *shard, uint32_t number) noexcept nogil:
+    cdef frame_t *frames = cache.arena.frames
+    cdef frame_t *frame = &frames[number]
+    cdef queue_t *line = &shard.queue[(frame.kind & ~FRAME_CLOSED) - FRAME_ITEMS]
+    cdef uint32_t prev = frame.prev, next = frame.next
+    if frame_give(cache.arena, number) != LOCK_TAKEN:
+        return False
+    if prev:
+        frames[prev - 1].next = next
+    else:
+        line.head = next
+    if next:
+        frames[next - 1].prev = prev
+    else:
+        line.tail = prev
+        if prev:
+            frames[prev - 1].kind |= FRAME_CLOSED
+    line.frames -= 1
+    return True
+
+cdef inline char *_claim(cache_t *cache, shard_t *shard, int queue, uint32_t size) noexcept nogil:
+    # The caller has seen that the room is there.
+    cdef uint32_t number = shard.queue[queue].tail - 1
+    cdef frame_t *frame = &cache.arena.frames[number]
+    cdef char *place = frame_address(cache.arena, number) + frame.filled_bytes
+    frame.filled_bytes += size
+    frame.live_bytes += size
+    return place
+
+cdef void _give_up(cache_t *cache, shard_t *shard, void *entry, uint32_t size) noexcept nogil:
+    cdef uint32_t number = _frame_of(cache, entry)
+    cdef frame_t *frame = &cache.arena.frames[number]
+    cdef int queue = <int>(frame.kind & ~FRAME_CLOSED) - FRAME_ITEMS
+    frame.live_bytes -= size
+    if frame.live_bytes == 0:
+        if shard.queue[queue].tail == number + 1 and not frame.kind & FRAME_CLOSED:
+            frame.filled_bytes = 0
+        else:
+            frame_release(cache, shard, number)
+
+# Making and freeing -------------------------------------------------------------------------
+
+cdef item_t *item_new(cache_t *cache, shard_t *shard, int queue, uint32_t reserve, uint8_t flags,
+                      uint32_t key_size, uint64_t value_size) noexcept nogil:
+    cdef uint64_t content = key_size + value_size
+    cdef uint32_t fields = item_fields(flags & ~ITEM_PARTS), room = _room(cache, shard, queue)
+    cdef uint32_t size, here
+    cdef item_t *item
+    flags &= ~ITEM_PARTS
+    if fields + content > room:
+        if fields + content <= cache.split_bytes or room < fields + 16 + CONTENT_MIN:
+            if not _queue_open(cache, shard, queue, reserve):
+                return NULL
+            room = cache.frame_bytes
+    if fields + content > room:
+        flags |= ITEM_PARTS
+        fields += 16
+        here = room - fields
+        size = room
+    else:
+        here = <uint32_t>content
+        size = _align8(fields + content)
+    item = <item_t *>_claim(cache, shard, queue, size)
+    item.cas = 0
+    item.key_less = <uint16_t>(key_size - 1)
+    item.value_size = <uint32_t>value_size
+    item.flags = flags
+    item.kind = KIND_HEAD
+    shard.bytes_used += size
+    if flags & ITEM_PARTS:
+        item_link(item).next = 0
+        item_link(item).size = here
+        item_link(item).zero = 0
+        if not _add_parts(cache, shard, queue, reserve, item, content - here):
+            item_free(cache, shard, item)
+            return NULL
+    return item
+
+cdef bint _add_parts(cache_t *cache, shard_t *shard, int queue, uint32_t reserve, item_t *item,
+                     uint64_t rest) noexcept nogil:
+    cdef uint64_t *link = &item_link(item).next
+    cdef uint64_t prev = item_offset(cache, item)
+    cdef item_part_t *part
+    cdef uint32_t here, size
+    while rest:
+        if _room(cache, shard, queue) < PART_HEADER + CONTENT_MIN:
+            if not _queue_open(cache, shard, queue, reserve):
+                return False
+        here = _room(cache, shard, queue) - PART_HEADER
+        if here > rest:
+            here = <uint32_t>rest
+        size = _align8(PART_HEADER + here)
+        part = <item_part_t *>_claim(cache, shard, queue, size)
+        part.next = 0
+        part.prev = prev
+        part.size = here
+        part.zero = 0
+        part.flags = 0
+        part.kind = KIND_PART
+        shard.bytes_used += size
+        prev = <uint64_t>(<char *>part - cache.arena.base)
+        link[0] = prev
+        link = &part.next
+        rest -= here
+    return True
+
+cdef void item_free(cache_t *cache, shard_t *shard, item_t *item) noexcept nogil:
+    cdef uint64_t next = item_link(item).next if item.flags & ITEM_PARTS else 0
+    cdef uint32_t size = entry_bytes(<char *>item)
+    cdef item_part_t *part
+    item.kind = KIND_DEAD_HEAD
+    shard.bytes_used -= size
+    _give_up(cache, shard, item, size)
+    while next:
+        part = <item_part_t *>(cache.arena.base + next)
+        next = part.next
+        size = entry_bytes(<char *>part)
+        part.kind = KIND_DEAD_PART
+        shard.bytes_used -= size
+        _give_up(cache, shard, part, size)
+
+cdef uint64_t item_footprint(cache_t *cache, item_t *item) noexcept nogil:
+    cdef uint64_t total = entry_bytes(<char *>item)
+    cdef uint64_t next = item_link(item).next if item.flags & ITEM_PARTS else 0
+    while next:
+        total += entry_bytes(cache.arena.base + next)
+        next = (<item_part_t *>(cache.arena.base + next)).next
+    return total
+
+cdef bint part_move(cache_t *cache, shard_t *shard, int queue, uint32_t reserve,
+                    item_part_t *part) noexcept nogil:
+    cdef uint32_t size = entry_bytes(<char *>part)
+    cdef char *place
+    cdef item_t *head
+    cdef uint64_t offset
+    if _room(cache, shard, queue) < size and not _queue_open(cache, shard, queue, reserve):
+        return False
+    place = _claim(cache, shard, queue, size)
+    memcpy(place, part, size)
+    offset = <uint64_t>(place - cache.arena.base)
+    head = item_at(cache, part.prev)
+    if head.kind == KIND_HEAD:
+        item_link(head).next = offset
+    else:
+        (<item_part_t *>head).next = offset
+    if part.next:
+        (<item_part_t *>(cache.arena.base + part.next)).prev = offset
+    part.kind = KIND_DEAD_PART
+    _give_up(cache, shard, part, size)
+    return True
+
+# Content ------------------------------------------------------------------------------------
+
+cdef char *item_span(cache_t *cache, item_t *item, uint64_t start, uint64_t *size) noexcept nogil:
+    cdef uint64_t here, next
+    cdef item_part_t *part
+    cdef char *content = <char *>item + item_fields(item.flags)
+    if not item.flags & ITEM_PARTS:
+        size[0] = item_content(item) - start
+        return content + start
+    here = item_link(item).size
+    next = item_link(item).next
+    while start >= here:
+        part = <item_part_t *>(cache.arena.base + next)
+        start -= here
+        here = part.size
+        next = part.next
+        content = <char *>part + PART_HEADER
+    size[0] = here - start
+    return content + start
+
+cdef void item_write(cache_t *cache, item_t *item, uint64_t start, const char *data,
+                     uint64_t size) noexcept nogil:
+    cdef uint64_t here
+    cdef char *place
+    while size:
+        place = item_span(cache, item, start, &here)
+        if here > size:
+            here = size
+        memcpy(place, data, here)
+        start += here
+        data += here
+        size -= here
+
+cdef void item_read(cache_t *cache, item_t *item, uint64_t start, char *data,
+                    uint64_t size) noexcept nogil:
+    cdef uint64_t here
+    cdef char *place
+    while size:
+        place = item_span(cache, item, start, &here)
+        if here > size:
+            here = size
+        memcpy(data, place, here)
+        start += here
+        data += here
+        size -= here
+
+cdef bint item_has_key(cache_t *cache, item_t *item, const char *key,
+                       uint32_t key_size) noexcept nogil:
+    cdef uint64_t here, start = 0
+    cdef char *place
+    if item_key_size(item) != key_size:
+        return False
+    while start < key_size:
+        place = item_span(cache, item, start, &here)
+        if here > key_size - start:
+            here = key_size - start
+        if memcmp(place, key + start, here) != 0:
+            return False
+        start += here
+    return True
+
+# Readers: nothing is locked, every number may be half written -------------------------------
+
+cdef bint item_plausible(cache_t *cache, uint64_t offset) noexcept nogil:
+    cdef uint64_t in_frame
+    cdef item_t *item
+    if offset < cache.arena.header.frames_offset or offset + 24 > cache.arena_bytes or offset & 7:
+        return False
+    in_frame = (offset - cache.arena.header.frames_offset) & (cache.frame_bytes - 1)
+    item = item_at(cache, offset)
+    if item.kind != KIND_HEAD or in_frame + item_fields(item.flags) > cache.frame_bytes:
+        return False
+    if item.flags & ITEM_PARTS:
+        return in_frame + item_fields(item.flags) + item_link(item).size <= cache.frame_bytes
+    return in_frame + item_fields(item.flags) + item_content(item) <= cache.frame_bytes
+
+cdef bint item_read_checked(cache_t *cache, item_t *item, uint64_t start, char *data,
+                            uint64_t size) noexcept nogil:
+    # As item_read, but trusts no link: each part must lie inside one frame of the arena.
+    cdef uint64_t here, next, in_frame, skip
+    cdef char *content = <char *>item + item_fields(item.flags)
+    if not item.flags & ITEM_PARTS:
+        if start + size > item_content(item):
+            return False
+        memcpy(data, content + start, size)
+        return True
+    here = item_link(item).size
+    next = item_link(item).next
+    in_frame = (item_offset(cache, item) - cache.arena.header.frames_offset) & (
+        cache.frame_bytes - 1)
+    if in_frame + item_fields(item.flags) + here > cache.frame_bytes:
+        return False
+    while True:
+        if start < here:
+            skip = here - start
+            if skip > size:
+                skip = size
+            memcpy(data, content + start, skip)
+            data += skip
+            size -= skip
+            start += skip
+        if size == 0:
+            return True
+        start -= here
+        if next < cache.arena.header.frames_offset or next + 24 > cache.arena_bytes or next & 7:
+            return False
+        in_frame = (next - cache.arena.header.frames_offset) & (cache.frame_bytes - 1)
+        content = cache.arena.base + next + PART_HEADER
+        here = (<item_part_t *>(cache.arena.base + next)).size
+        if here == 0 or in_frame + PART_HEADER + here > cache.frame_bytes:
+            return False
+        next = (<item_part_t *>(cache.arena.base + next)).next
