@@ -30,8 +30,6 @@ cdef enum:
     VALUE_LINES = 6 + 250 + 1 + 20 + 1 + 20 + 1 + 20 + 2 + 2
     # memcached reads a length as a 32-bit number and adds CRLF
     LENGTH_MAX = 2147483645
-    # more than any item_size_max: makes the engine refuse, and a set remove the former value
-    LENGTH_REFUSED = 1 << 40
 
 
 # get, gets, gat, gats -----------------------------------------------------------------------
@@ -283,7 +281,8 @@ cdef int value_refuse(session_t *s, uint64_t length) noexcept nogil:
     """Too large, or no memory to gather it. A set that fails removes the former value."""
     if s.request.op == OP_SET:
         s.request.options = 0
-        s.request.value_size = LENGTH_REFUSED
+        # above any item_size_max: the engine refuses, counts, and removes the former value
+        s.request.value_size = <uint64_t>1 << 40
         if execute(s) == CACHE_WOULD_BLOCK:
             return STEP_READS
     elif not s.no_memory:

@@ -34,6 +34,8 @@ cdef class Session:
     cdef bint gather(self, const char *data, uint64_t size, uint64_t announced)
     cdef void keep(self, bint direct)
     cdef bytes run(self, bint direct)
+    cdef bint refused(self)
     cdef int admin(self) except -1
+    cdef bint pull(self)
     cdef bytes take_output(self)
     cdef void account(self)

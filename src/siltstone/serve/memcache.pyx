@@ -32,6 +32,7 @@ from siltstone.serve.request cimport (
     STEP_FULL, STEP_MORE, STEP_READS, parked_free, parked_t, session_begin, session_clear,
     session_count, session_t, shared_t,
 )
+from siltstone.serve cimport request
 from siltstone.serve.wire cimport output_free, output_t, put
 
 cdef enum:
@@ -41,6 +42,16 @@ cdef enum:
 
 # What Control answers to a line that ends the connection.
 CLOSE = object()
+
+
+def item_size(key_size: int, client_flags: int, value_size: int) -> int:
+    """What memcached would call an item's size."""
+    return request.item_size(key_size, client_flags, value_size)
+
+
+def item_class(size: int) -> int:
+    """The slab class that memcached would choose for it."""
+    return request.item_class(size)
 
 
 # The loop -----------------------------------------------------------------------------------
@@ -65,6 +76,8 @@ cdef int session_loop(session_t *s) noexcept nogil:
             step = run_keys(s, s.input + s.at + s.keys_offset, s.input + s.at + s.keys_size)
         else:
             step = next_line(s)
+        if step == STEP_CLOSE and s.parked_count:
+            step = STEP_READS       # replies before it are still to come
         if step != STEP_DONE:
             return step
         s.at = s.next
@@ -88,7 +101,7 @@ cdef int next_line(session_t *s) noexcept nogil:
         return STEP_MORE
     s.scanned = end - at
     s.next = s.at + s.scanned + 1
-    if end > at and end[-1] == b'\r':
+    if end > at and (end - 1)[0] == b'\r':
         end -= 1
     if end - at > LINE_SIZE_USUAL and not may_be_long(s, at, end - at):
         return STEP_CLOSE
@@ -405,7 +418,10 @@ cdef class Session:
                 step = session_loop(s)
             if step == STEP_ADMIN:
                 step = self.admin()
-            elif step == STEP_MORE and s.need > s.size - s.at and self.refused():
+            elif step == STEP_MORE and self.refused():
+                if s.need == 0:
+                    step = STEP_CLOSE       # a line that does not end
+                    break
                 s.no_memory = True
                 s.need = 0
                 step = STEP_DONE
@@ -416,9 +432,10 @@ cdef class Session:
         return self.take_output()
 
     cdef bint refused(self):
-        """Would the value that is announced go past what all sessions may hold?"""
-        return (self.s.need > self.gathered_capacity
-                and load64_relaxed(&self.shared.shared.buffered) + self.s.need
+        """Would what must be gathered go past what all sessions may hold?"""
+        cdef uint64_t needed = max(self.s.need, self.s.size - self.s.at)
+        return (needed > KEPT_SIZE_MAX and needed > self.gathered_capacity
+                and load64_relaxed(&self.shared.shared.buffered) + needed
                 > self.shared.shared.buffered_max)
 
     cdef int admin(self) except -1:
@@ -426,7 +443,11 @@ cdef class Session:
         cdef session_t *s = &self.s
         cdef bytes line = s.line[:s.line_end - s.line]
         session_count(s)
-        answer = self.control.command(line, s.out.size == 0)
+        try:
+            answer = self.control.command(line, s.out.size == 0)
+        except Exception as error:
+            self.control.failed(error)
+            answer = b"SERVER_ERROR internal error\r\n"
         s.at = s.next
         s.need = s.scanned = 0
         if answer is CLOSE:

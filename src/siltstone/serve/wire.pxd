@@ -136,8 +136,8 @@ cdef inline bint parse_u64(const char *data, uint32_t size, uint64_t *number) no
         digit = <uint8_t>(data[i] - 48)
         if digit > 9:
             return False
-        if value >= 1844674407370955161 and (
-                value > 1844674407370955161 or digit > 5):
+        if value >= 1844674407370955161ULL and (
+                value > 1844674407370955161ULL or digit > 5):
             return False
         value = value * 10 + digit
         i += 1
