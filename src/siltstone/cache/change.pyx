@@ -328,6 +328,7 @@ cdef int change_apply(cache_t *cache, shard_t *shard, request_t *request, record
     if status != CACHE_OK:
         return status
     _meta(cache, &view, &reply.meta, now)
+    reply.expire_before_ms = reply.meta.expire_ms
     if request.op <= OP_REPLACE:
         return _apply_set(cache, shard, request, &view, reply, force, now)
     if request.op == OP_APPEND or request.op == OP_PREPEND:
@@ -601,8 +602,9 @@ cdef int _apply_meta_get(cache_t *cache, shard_t *shard, request_t *request, vie
         reply.meta.cas = request.cas_new
     reply.meta.won = win
     if request.expire_ms >= 0 or not request.options & OPT_TOUCH:
-        view.slot.low |= SLOT_FETCHED | (SLOT_WON if win else 0)
+        view.slot.low |= SLOT_WON if win else 0
         if not request.options & OPT_NO_BUMP:
+            view.slot.low |= SLOT_FETCHED
             _heat(view)
     count(cache, COUNT_GET_HITS, 1)
     if view.item == NULL:

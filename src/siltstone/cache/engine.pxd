@@ -129,6 +129,7 @@ cdef struct reply_t:
     meta_t meta             # of the item after the operation (fetched, idle_s: before it)
     uint64_t number         # incr / decr
     uint64_t position       # when CACHE_FLASH
+    int64_t expire_before_ms    # of the item before the operation
     bint created            # vivified
     char *value             # OPT_WANT_VALUE: a copy, grown by realloc; owned by the caller (free())
     uint64_t value_capacity

@@ -420,6 +420,16 @@ cdef class CacheEngine:
         if drop_unread is not None:
             self.cache.drop_unread = drop_unread
 
+    def flush_at(self, due_ms: int) -> None:
+        """Everything stored before `due_ms` (Unix) is gone once that time comes.
+
+        A later call replaces one that has not come yet; a time that is past flushes at once.
+        """
+        cdef uint64_t *place = &self.cache.arena.header.flush_word
+        cdef uint64_t due = max(1, min(due_ms, (1 << 48) - 1)), word = load64(place)
+        while not cas64(place, word, ((word >> 48) << 48) | due):
+            word = load64(place)
+
     @property
     def recache_rate(self) -> int:
         return self.cache.recache_rate

@@ -214,10 +214,13 @@ class Control:
             return OK
         if what != b"dump":
             return b"CLIENT_ERROR usage: stats detail on|off|dump\r\n"
-        return b"".join(
-            b"PREFIX %s get %d hit %d set %d del %d\r\n" % (prefix, *counts)
-            for prefix, counts in self.prefixes.items()
-        ) + b"END\r\n"
+        return (
+            b"".join(
+                b"PREFIX %s get %d hit %d set %d del %d\r\n" % (prefix, gets, hits, sets, deletes)
+                for prefix, (gets, hits, sets, deletes) in self.prefixes.items()
+            )
+            + b"END\r\n"
+        )
 
     def _cachedump(self, words: list[bytes]) -> Answer:
         if not self.settings.allow_dump:

@@ -414,16 +414,7 @@ cdef void put_parked_meta(session_t *s, parked_t *parked, output_t *out) noexcep
 
 cdef int change_meta(session_t *s, flags_t *f) noexcept nogil:
     """An mg that touches, creates, may win, or sets the CAS number."""
-    cdef int64_t old_expire_ms = 0
     cdef int status
-    if has(f, b't') and has(f, b'T'):
-        # `t` before `T` shows the TTL as it was
-        request_begin(s, OP_META_GET, f.key, f.key_size)
-        s.request.options = OPT_NO_BUMP
-        status = execute(s)
-        if status == CACHE_WOULD_BLOCK:
-            return status
-        old_expire_ms = s.reply.meta.expire_ms if status == CACHE_FOUND else 0
     request_begin(s, OP_META_GET, f.key, f.key_size)
     s.request.options = OPT_WIN if has(f, b'R') else 0
     s.request.win_below_ms = f.win_below * 1000 if f.win_below > 0 else 0
@@ -435,14 +426,17 @@ cdef int change_meta(session_t *s, flags_t *f) noexcept nogil:
         s.request.options |= OPT_TOUCH
         s.request.expire_ms = expire_at(s, f.ttl)
     if has(f, b'N'):
+        # T after a creation counts as after a hit
         s.request.options |= OPT_VIVIFY
-        s.request.vivify_expire_ms = expire_at(s, f.vivify_ttl)
+        s.request.vivify_expire_ms = expire_at(s, f.ttl if has(f, b'T') else f.vivify_ttl)
     if has(f, b'E'):
         s.request.options |= OPT_CAS_NEW
         s.request.cas_new = f.cas_new
     status = execute(s)
     if status == CACHE_FOUND:
-        put_get(&s.out, f, &s.reply.meta, s.reply.value, old_expire_ms, s.now_ms)
+        put_get(&s.out, f, &s.reply.meta, s.reply.value,
+                expire_at(s, f.vivify_ttl) if s.reply.created else s.reply.expire_before_ms,
+                s.now_ms)
     return status
 
 
@@ -627,7 +621,8 @@ cdef int run_meta_arithmetic(session_t *s, token_t *tokens, uint32_t count) noex
     if has(&f, b'N'):
         s.request.options |= OPT_VIVIFY
         s.request.initial = f.initial
-        s.request.vivify_expire_ms = expire_at(s, f.vivify_ttl)
+        # T after a creation counts as after any other change of the number
+        s.request.vivify_expire_ms = expire_at(s, f.ttl if has(&f, b'T') else f.vivify_ttl)
     if has(&f, b'T'):
         s.request.options |= OPT_TOUCH
         s.request.expire_ms = expire_at(s, f.ttl)
@@ -660,6 +655,7 @@ cdef void put_number_reply(session_t *s, flags_t *f) noexcept nogil:
     cdef char letter
     cdef char digits[20]
     cdef uint32_t size = decimal(digits, s.reply.number)
+    cdef bint touched = False
     if not output_room(&s.out, HEAD_SIZE):
         return
     if has(f, b'v'):
@@ -669,9 +665,13 @@ cdef void put_number_reply(session_t *s, flags_t *f) noexcept nogil:
         put_fit(&s.out, b"HD", 2)
     for i in range(f.count):
         letter = f.flags[i].data[0]
-        if letter == b't':
+        if letter == b'T':
+            touched = True
+        elif letter == b't':
             put_fit(&s.out, b" t", 2)
-            put_signed_fit(&s.out, ttl_left(s.reply.meta.expire_ms, s.now_ms))
+            put_signed_fit(&s.out, ttl_left(
+                s.reply.meta.expire_ms if touched or not has(f, b'T') or s.reply.created
+                else s.reply.expire_before_ms, s.now_ms))
         elif letter == b'c':
             put_flag_fit(&s.out, letter, s.reply.meta.cas)
         else:

@@ -111,13 +111,15 @@ cdef void session_count(session_t *s) noexcept nogil    # hand the counts to the
 cdef void count_prefix(session_t *s, const char *key, uint32_t size, int what) noexcept nogil
 
 cdef int64_t expire_at(session_t *s, int64_t exptime) noexcept nogil
-cdef uint64_t item_size(uint32_t key_size, uint32_t client_flags, uint64_t value_size) noexcept nogil
+cdef uint64_t item_size(uint32_t key_size, uint32_t client_flags,
+                        uint64_t value_size) noexcept nogil
 cdef uint32_t item_class(uint64_t size) noexcept nogil
 
 # Fill s.request first. Reads the record where the engine needs it. A cache_status_t;
 # CACHE_WOULD_BLOCK: a read was parked, return STEP_READS.
 cdef int execute(session_t *s) noexcept nogil
-cdef void request_begin(session_t *s, uint8_t op, const char *key, uint32_t key_size) noexcept nogil
+cdef void request_begin(session_t *s, uint8_t op, const char *key,
+                        uint32_t key_size) noexcept nogil
 cdef void answer(session_t *s, const char *line, uint64_t size) noexcept nogil
 cdef void answer_status(session_t *s, int status) noexcept nogil
 

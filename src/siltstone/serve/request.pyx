@@ -86,7 +86,8 @@ cdef int64_t expire_at(session_t *s, int64_t exptime) noexcept nogil:
     return exptime * 1000 if exptime * 1000 > s.now_ms else -1
 
 
-cdef uint64_t item_size(uint32_t key_size, uint32_t client_flags, uint64_t value_size) noexcept nogil:
+cdef uint64_t item_size(uint32_t key_size, uint32_t client_flags,
+                        uint64_t value_size) noexcept nogil:
     """What memcached would call the item's size; `-I` limits it."""
     return ITEM_OVERHEAD + key_size + (4 if client_flags else 0) + value_size
 
@@ -106,7 +107,8 @@ cdef uint32_t item_class(uint64_t size) noexcept nogil:
 # Execution ----------------------------------------------------------------------------------
 
 
-cdef void request_begin(session_t *s, uint8_t op, const char *key, uint32_t key_size) noexcept nogil:
+cdef void request_begin(session_t *s, uint8_t op, const char *key,
+                        uint32_t key_size) noexcept nogil:
     memset(&s.request, 0, sizeof(s.request))
     s.request.op = op
     s.request.key = key

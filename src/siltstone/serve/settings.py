@@ -70,17 +70,21 @@ class Settings(SettingsBase):
     section = "memcached"
 
     listen: tuple[str, ...] = setting(
-        ("127.0.0.1",), ADDRESSES, "host, host:port or [v6]:port; port 0: any free one; none: no TCP"
+        ("127.0.0.1",), ADDRESSES, "host, host:port, [v6]:port; port 0: a free one; none: no TCP"
     )
     port: int = setting(PORT, COUNT, "of addresses without one", low=-1, high=65535)
     unix_socket: Path | None = setting(None, PATH, "Unix socket to listen on")
     unix_mode: int = setting(0o700, MODE, "its permissions", low=0, high=0o777)
     backlog: int = setting(1024, COUNT, "connections waiting to be accepted", low=1)
     connections_max: int = setting(1024, COUNT, "clients at a time; more are refused", low=1)
-    idle_timeout: float = setting(0, DURATION, "close a connection that is silent so long; 0: never")
+    idle_timeout: float = setting(
+        0, DURATION, "connections silent for so long are closed; 0: never"
+    )
     close_timeout: float = setting(5, DURATION, "what a graceful stop waits for clients to read")
     item_size_max: int = setting(MIB, SIZE, "largest item, memcached's overhead included", low=KIB)
-    line_size_max: int = setting(16 * MIB, SIZE, "longest line of a get with many keys", low=2 * KIB)
+    line_size_max: int = setting(
+        16 * MIB, SIZE, "longest line of a get with many keys", low=2 * KIB
+    )
     output_size_max: int = setting(
         MIB, SIZE, "unsent output of a connection at which it is read no further", low=4 * KIB
     )
@@ -88,7 +92,9 @@ class Settings(SettingsBase):
         256 * MIB, SIZE, "memory of all connections' buffers; beyond it large values are refused"
     )
     receive_size: int = setting(128 * KIB, SIZE, "bytes received at a time", low=4 * KIB)
-    reads_in_flight_max: int = setting(256, COUNT, "flash reads of all connections at a time", low=1)
+    reads_in_flight_max: int = setting(
+        256, COUNT, "flash reads of all connections at a time", low=1
+    )
     allow_shutdown: bool = setting(False, SWITCH, "take the shutdown command")
     allow_flush: bool = setting(True, SWITCH, "take flush_all")
     allow_dump: bool = setting(True, SWITCH, "take metadump and cachedump")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import siltstone
+from siltstone import __version__
 from siltstone.clock import Clock
 from siltstone.serve.settings import Settings
 
@@ -66,6 +66,28 @@ chunk_size chunks_per_page total_pages total_chunks used_chunks free_chunks free
 get_hits cmd_set delete_hits incr_hits decr_hits cas_hits cas_badval touch_hits
 """.split()
 
+# Names of `stats settings` in memcached's order; "-" is filled in, the rest has no meaning here.
+SETTINGS: Final = tuple(
+    (name, value)
+    for name, _, value in (
+        row.partition("=")
+        for row in """
+        maxbytes=- maxconns=- tcpport=- udpport=0 inter=- verbosity=- oldest=0 evictions=on
+        domain_socket=- umask=- shutdown_command=- growth_factor=1.25 chunk_size=48 num_threads=-
+        num_threads_per_udp=1 stat_key_prefix=: detail_enabled=- reqs_per_event=20 cas_enabled=yes
+        tcp_backlog=- binding_protocol=ascii auth_enabled_sasl=no auth_enabled_ascii=no
+        item_size_max=- maxconns_fast=yes hashpower_init=0 slab_reassign=no slab_automove=0
+        slab_automove_ratio=0.80 slab_automove_window=30 slab_chunk_max=524288 lru_crawler=yes
+        lru_crawler_sleep=100 lru_crawler_tocrawl=0 tail_repair_time=0 flush_enabled=-
+        dump_enabled=- hash_algorithm=siphash lru_maintainer_thread=no lru_segmented=no
+        hot_lru_pct=20 warm_lru_pct=40 hot_max_factor=0.20 warm_max_factor=2.00 temp_lru=no
+        temporary_ttl=61 idle_timeout=- watcher_logbuf_size=262144 worker_logbuf_size=65536
+        read_buf_mem_limit=- track_sizes=no inline_ascii_response=no ssl_enabled=no
+        num_napi_ids=(null) memory_file=(null)
+        """.split()
+    )
+)
+
 # `stats reset` starts these at zero again; the rest are states, not counts.
 STATES: Final = frozenset(
     """
@@ -110,7 +132,7 @@ def general(
         "uptime": max(0, now_ms - counters.started_ms) // 1000,
         "time": now_ms // 1000,
         "version": PROTOCOL_VERSION,
-        "siltstone_version": siltstone.__version__,
+        "siltstone_version": __version__,
         "libevent": "none",
         "pointer_size": 64,
         "rusage_user": f"{used.ru_utime:.6f}",
@@ -190,63 +212,25 @@ def _yes(value: Any) -> str:
 
 def settings_rows(stats: Mapping[str, Any], settings: Settings, detail: bool) -> Rows:
     """`stats settings`. What has no meaning here is shown as memcached's default."""
-    shown: dict[str, Any] = {
+    own = {
         "maxbytes": stats.get("limit_maxbytes", 0),
         "maxconns": settings.connections_max,
         "tcpport": settings.port,
-        "udpport": 0,
         "inter": ",".join(settings.listen) or "NULL",
         "verbosity": settings.verbosity,
-        "oldest": 0,
-        "evictions": "on",
         "domain_socket": settings.unix_socket or "NULL",
         "umask": f"{settings.unix_mode:o}",
         "shutdown_command": _yes(settings.allow_shutdown),
-        "growth_factor": "1.25",
-        "chunk_size": 48,
         "num_threads": settings.threads,
-        "num_threads_per_udp": 1,
-        "stat_key_prefix": ":",
         "detail_enabled": _yes(detail),
-        "reqs_per_event": 20,
-        "cas_enabled": "yes",
         "tcp_backlog": settings.backlog,
-        "binding_protocol": "ascii",
-        "auth_enabled_sasl": "no",
-        "auth_enabled_ascii": "no",
         "item_size_max": settings.item_size_max,
-        "maxconns_fast": "yes",
-        "hashpower_init": 0,
-        "slab_reassign": "no",
-        "slab_automove": 0,
-        "slab_automove_ratio": "0.80",
-        "slab_automove_window": 30,
-        "slab_chunk_max": 524288,
-        "lru_crawler": "yes",
-        "lru_crawler_sleep": 100,
-        "lru_crawler_tocrawl": 0,
-        "tail_repair_time": 0,
         "flush_enabled": _yes(settings.allow_flush),
         "dump_enabled": _yes(settings.allow_dump),
-        "hash_algorithm": "siphash",
-        "lru_maintainer_thread": "no",
-        "lru_segmented": "no",
-        "hot_lru_pct": 20,
-        "warm_lru_pct": 40,
-        "hot_max_factor": "0.20",
-        "warm_max_factor": "2.00",
-        "temp_lru": "no",
-        "temporary_ttl": 61,
         "idle_timeout": int(settings.idle_timeout),
-        "watcher_logbuf_size": 262144,
-        "worker_logbuf_size": 65536,
         "read_buf_mem_limit": settings.buffered_max,
-        "track_sizes": "no",
-        "inline_ascii_response": "no",
-        "ssl_enabled": "no",
-        "num_napi_ids": "(null)",
-        "memory_file": "(null)",
     }
+    shown = {name: own.get(name, usual) for name, usual in SETTINGS}
     shown.update(settings.shown)
     return list(shown.items())
 
