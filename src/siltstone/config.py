@@ -313,6 +313,8 @@ class CacheSettings(SettingsBase):
         choices=("auto", "shm", "memfd", "file", "private"),
     )
     mode: int = setting(0o600, MODE, "of the files in the data directory", low=0, high=0o777)
+    evict: bool = setting(True, SWITCH, "false: a full cache refuses what is new (-M)")
+    cas: bool = setting(True, SWITCH, "false: no CAS numbers (-C)")
     item_size_max: int = setting(
         None, SIZE, "largest value; 1MiB, at most half of ram without flash", low=KIB, high=GIB
     )

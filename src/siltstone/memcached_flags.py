@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from siltstone.config import GIB, KIB, MIB, SEGMENTS_MIN, CacheSettings
 from siltstone.errors import ConfigError
+from siltstone.serve.settings import Settings
 
 EXIT_FAILURE: Final = 1  # what cannot be parsed
 EXIT_USAGE: Final = 64  # sizes or protocols that do not go together
@@ -521,6 +522,8 @@ def cache_settings(options: MemcachedOptions) -> CacheSettings:
         "codec": "raw",
         "ram": options.memory_mb * MIB,
         "item_size_max": options.item_size_max,
+        "evict": options.evictions,
+        "cas": options.cas,
     }
     if options.paths:
         page, buffer = _page_bytes(options), _buffer_bytes(options)
@@ -550,6 +553,64 @@ def cache_settings(options: MemcachedOptions) -> CacheSettings:
             if f"ext_{name}" in extended:
                 values[name] = extended[f"ext_{name}"] * cut
     return CacheSettings(**values)
+
+
+def server_settings(options: MemcachedOptions) -> Settings:
+    """Where to listen, what is allowed, and what `stats settings` prints of the rest."""
+    tcp = options.unix_socket is None and options.port != 0
+    return Settings(
+        listen=tuple(options.listen or ["127.0.0.1"]) if tcp else (),
+        port=max(options.port, 0),  # here 0 is any free one
+        unix_socket=None if options.unix_socket is None else Path(options.unix_socket),
+        unix_mode=options.unix_mode & 0o777,
+        backlog=max(options.backlog, 1),
+        connections_max=options.connections,
+        idle_timeout=max(options.extended.get("idle_timeout", 0), 0),
+        item_size_max=options.item_size_max,
+        allow_shutdown=options.shutdown,
+        allow_flush=options.flush,
+        allow_dump=options.dump,
+        allow_watch=options.watch,
+        verbosity=options.verbosity,
+        threads=options.threads,
+        shown=shown_settings(options),
+    )
+
+
+def shown_settings(options: MemcachedOptions) -> dict[str, str]:
+    """The rows of `stats settings` that repeat what was asked for."""
+    extended = options.extended
+
+    def yes(value: object) -> str:
+        return "yes" if value else "no"
+
+    rows: dict[str, object] = {
+        "evictions": "on" if options.evictions else "off",
+        "cas_enabled": yes(options.cas),
+        "growth_factor": f"{options.growth_factor:.2f}",
+        "chunk_size": options.chunk_size,
+        "stat_key_prefix": options.prefix_delimiter or ":",
+        "detail_enabled": yes(options.prefix_delimiter),
+        "reqs_per_event": options.reqs_per_event,
+        "maxconns_fast": yes(extended.get("maxconns_fast", True)),
+        "track_sizes": yes(extended.get("track_sizes")),
+    }
+    if options.paths:
+        pages = sum(size // _page_bytes(options) for _, size, _ in options.paths)
+        rows |= {
+            "ext_item_size": extended.get("ext_item_size", 512),
+            "ext_item_age": extended.get("ext_item_age", AGE_NEVER),
+            "ext_low_ttl": extended.get("ext_low_ttl", 0),
+            "ext_recache_rate": extended.get("ext_recache_rate", 2000),
+            "ext_wbuf_size": _buffer_bytes(options),
+            "ext_compact_under": extended.get("ext_compact_under", pages // 4),
+            "ext_drop_under": extended.get("ext_drop_under", pages // 4),
+            "ext_max_sleep": extended.get("ext_max_sleep", 1_000_000),
+            "ext_max_frag": f"{extended.get('ext_max_frag', 0.8):.2f}",
+            "slab_automove_freeratio": f"{extended.get('slab_automove_freeratio', 0.01):.3f}",
+            "ext_drop_unread": yes(extended.get("ext_drop_unread")),
+        }
+    return {name: str(value) for name, value in rows.items()}
 
 
 HELP: Final = """\

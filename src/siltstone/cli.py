@@ -1,0 +1,474 @@
+"""The `siltstone` command: servers, reading and writing items, looking into a cache, measuring.
+
+Promises: exit code 0 fine, 1 something was found wrong or could not be done, 2 wrong usage; errors
+are one line on stderr; each reading command has `--json`. Runs in the process's main thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import siltstone
+from siltstone import codecs, config, errors, segment_map
+from siltstone.client import MemcachedClient
+from siltstone.clock import SYSTEM_CLOCK
+from siltstone.serve.settings import Settings
+
+FINE, WRONG, USAGE = 0, 1, 2
+DEFAULT_SERVER = "127.0.0.1:11211"
+
+app = typer.Typer(
+    name="siltstone",
+    help="Python data that outgrows RAM, kept on local flash.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False)
+
+PathOption = Annotated[
+    Path | None, typer.Option("--path", help="A cache's data directory (opens the cache).")
+]
+ServerOption = Annotated[
+    str | None,
+    typer.Option("--server", help=f"HOST:PORT or a Unix socket.  [default: {DEFAULT_SERVER}]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+DirectoryArgument = Annotated[Path, typer.Argument(help="A cache's data directory.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point: runs a command and ends the process with its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One command; returns the exit code and prints errors as one line."""
+    if arguments and arguments[0] == "memcached":  # its flags are memcached's, -h included
+        from siltstone.daemon import run_memcached
+
+        return run_memcached(arguments[1:])
+    try:
+        return int(app(list(arguments), standalone_mode=False) or FINE)
+    except errors.ConfigError as error:
+        return _fail(str(error), USAGE)
+    except (errors.SiltstoneError, OSError) as error:
+        return _fail(_one_line(error), WRONG)
+    except KeyboardInterrupt:
+        return 130
+    except typer.Abort:
+        return WRONG
+    except Exception as error:
+        # the usage errors of typer's command parser, wherever a version keeps their classes
+        if not hasattr(error, "format_message"):
+            raise
+        return _fail(f"{error.format_message()} (siltstone --help)", USAGE)
+
+
+def _fail(message: str, code: int) -> int:
+    print("siltstone:", message.replace("\n", " "), file=sys.stderr)
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    return str(error) or type(error).__name__
+
+
+def _print_json(value: Any) -> None:
+    print(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(siltstone.__version__)
+        raise typer.Exit(FINE)
+
+
+# Servers ------------------------------------------------------------------------------------
+
+
+@app.command("serve")
+def serve(
+    file: Annotated[
+        Path | None, typer.Option("--config", help="Settings file (TOML).", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Data directory.", show_default=False)
+    ] = None,
+    memcached: Annotated[
+        str | None,
+        typer.Option("--memcached", help="HOST:PORT or a Unix socket, several with commas."),
+    ] = None,
+    ram: Annotated[str | None, typer.Option("--ram", help='Memory limit, "64MiB".')] = None,
+    flash: Annotated[str | None, typer.Option("--flash", help='Flash, "1GiB".')] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="Any setting: SECTION.NAME=VALUE, repeatable."),
+    ] = None,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Say more on stderr.")
+    ] = 0,
+) -> int:
+    """Run the server in the foreground: a cache, over the memcached protocol."""
+    from siltstone.daemon import run_server
+
+    settings = _load(file, _flags(setting, data=data, memcached=memcached, ram=ram, flash=flash))
+    return run_server(settings["cache"], settings["memcached"], verbose)
+
+
+@app.command("memcached", context_settings={"ignore_unknown_options": True})
+def memcached_command(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> int:
+    """Run a drop-in for memcached, with memcached's own flags (-h lists them)."""
+    from siltstone.daemon import run_memcached
+
+    return run_memcached(arguments or [])
+
+
+def _flags(
+    settings: list[str] | None,
+    *,
+    data: Path | None = None,
+    memcached: str | None = None,
+    ram: str | None = None,
+    flash: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    flags: dict[str, dict[str, Any]] = {}
+    for text in settings or []:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.partition(".")
+        if not equals or not dot:
+            raise errors.ConfigError(f"--set {text}: write SECTION.NAME=VALUE, as cache.workers=4")
+        flags.setdefault(section, {})[key] = value
+    for section, key, given in (
+        ("cache", "path", data),
+        ("cache", "ram", ram),
+        ("cache", "flash", flash),
+        ("memcached", "listen", _listed(memcached, unix=False)),
+        ("memcached", "unix_socket", _listed(memcached, unix=True)),
+    ):
+        if given is not None:
+            flags.setdefault(section, {})[key] = given
+    return flags
+
+
+def _listed(addresses: str | None, *, unix: bool) -> str | None:
+    """The addresses with a slash (Unix sockets), or the others; None if nothing was given."""
+    if addresses is None:
+        return None
+    chosen = [part.strip() for part in addresses.split(",") if ("/" in part) is unix]
+    if unix and len(chosen) > 1:
+        raise errors.ConfigError("--memcached: one Unix socket at most")
+    return ",".join(chosen) or (None if unix else "")
+
+
+def _load(file: Path | None, flags: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    named = os.environ.get("SILTSTONE_CONFIG")
+    file = file or (Path(named) if named else None)
+    return config.load(
+        [config.CacheSettings, Settings],
+        file=file,
+        environ=os.environ,
+        flags=flags,
+    )
+
+
+@app.command("check-config")
+def check_config(
+    file: Annotated[
+        Path | None, typer.Argument(help="Settings file (TOML).", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a settings file and the environment; print every setting as it would be used."""
+    settings = _load(file, {})
+    values = {section: config.shown(value) for section, value in settings.items()}
+    if as_json:
+        _print_json(values)
+        return
+    for section, value in settings.items():
+        table = Table(title=f"[{section}]", title_justify="left", show_edge=False)
+        for column in ("setting", "value", "limits", "meaning"):
+            table.add_column(column, overflow="fold")
+        for row in config.describe(type(value)):
+            table.add_row(row.name, values[section][row.name], row.limits, row.text)
+        out.print(table, "", markup=False)
+
+
+# Items --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[siltstone.Cache]:
+    """The cache in a directory that holds one; nothing is created."""
+    if not path.is_dir():
+        raise errors.EnvironmentFailure(f"{path}: no such directory")
+    cache = siltstone.Cache.existing(path)
+    try:
+        yield cache
+    finally:
+        cache.close()
+
+
+def _where(path: Path | None, server: str | None) -> str | None:
+    if path is not None and server is not None:
+        raise errors.ConfigError("--path and --server exclude each other")
+    return None if path is not None else server or DEFAULT_SERVER
+
+
+@app.command("get")
+def get(
+    key: str,
+    path: PathOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Print a value: bytes and text as they are, objects as JSON."""
+    address = _where(path, server)
+    if address is not None:
+        with MemcachedClient(address) as client:
+            found = client.get(key.encode())
+        value = codecs.decode_value(codecs.resolve("raw"), *found[:2]) if found else None
+    else:
+        assert path is not None
+        with _opened(path) as cache:
+            value = cache.get(key, None)
+            found = None if value is None and key not in cache else value
+    if found is None and value is None:
+        return _fail(f"{key!r} is not in the cache", WRONG)
+    if as_json:
+        _print_json({"key": key, "type": type(value).__name__, **_json_value(value)})
+    elif isinstance(value, bytes):
+        sys.stdout.buffer.write(value + (b"\n" if sys.stdout.isatty() else b""))
+        sys.stdout.flush()
+    elif isinstance(value, str):
+        print(value)
+    else:
+        _print_json(value)
+    return FINE
+
+
+def _json_value(value: Any) -> dict[str, Any]:
+    if not isinstance(value, bytes):
+        return {"value": value}
+    try:
+        return {"value": value.decode()}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
+@app.command("set")
+def set_value(
+    key: str,
+    value: Annotated[str, typer.Argument(help="Text; - reads bytes from stdin.")],
+    ttl: Annotated[
+        str | None, typer.Option("--ttl", help='Time to live: seconds, "5m", "500ms".')
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--type", help="What the text is: str, bytes, int or json.")
+    ] = "str",
+    path: PathOption = None,
+    server: ServerOption = None,
+) -> None:
+    """Store a value."""
+    address = _where(path, server)
+    stored = sys.stdin.buffer.read() if value == "-" else _typed(value, kind)
+    seconds = None if ttl is None else config.parse_duration(ttl)
+    if address is None:
+        assert path is not None
+        with _opened(path) as cache:
+            cache.set(key, stored, ttl=seconds)
+        return
+    data, flags = codecs.encode_value(codecs.resolve("json"), stored)
+    whole = 0 if seconds is None else -(-config.duration_ms(seconds) // 1000) or -1
+    with MemcachedClient(address) as client:
+        client.set(key.encode(), data, flags, whole)
+
+
+def _typed(text: str, kind: str) -> Any:
+    readers: dict[str, Callable[[str], Any]] = {
+        "str": str,
+        "bytes": str.encode,
+        "int": int,
+        "json": msgspec.json.decode,
+    }
+    if kind not in readers:
+        raise errors.ConfigError(f"--type {kind}: use one of {', '.join(readers)}")
+    try:
+        return readers[kind](text)
+    except ValueError as error:
+        raise errors.ConfigError(f"{text!r} is no {kind}: {error}") from None
+
+
+@app.command("delete")
+def delete(key: str, path: PathOption = None, server: ServerOption = None) -> int:
+    """Delete an item; exit code 1 if there was none."""
+    address = _where(path, server)
+    if address is None:
+        assert path is not None
+        with _opened(path) as cache:
+            found = cache.delete(key)
+    else:
+        with MemcachedClient(address) as client:
+            found = client.delete(key.encode())
+    return FINE if found else _fail(f"{key!r} is not in the cache", WRONG)
+
+
+@app.command("keys")
+def keys(
+    prefix: Annotated[str, typer.Option("--prefix", help="Only keys that start so.")] = "",
+    limit: Annotated[int | None, typer.Option("--limit", min=1)] = None,
+    path: PathOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the keys, one a line; keys that are no text as Python writes them."""
+    address = _where(path, server)
+    if address is None:
+        assert path is not None
+        with _opened(path) as cache:
+            _list_keys(map(_key_text, cache), prefix, limit, as_json)
+    else:
+        with MemcachedClient(address) as client:
+            _list_keys(map(_key_text, client.keys()), prefix, limit, as_json)
+
+
+def _key_text(key: codecs.Key) -> str:
+    if isinstance(key, bytes):
+        try:
+            return key.decode()
+        except UnicodeDecodeError:
+            return repr(key)
+    return key if isinstance(key, str) else repr(key)
+
+
+def _list_keys(found: Iterator[str], prefix: str, limit: int | None, as_json: bool) -> None:
+    chosen = islice((key for key in found if key.startswith(prefix)), limit)
+    if as_json:
+        _print_json(list(chosen))
+        return
+    for key in chosen:
+        print(key if key.isprintable() else repr(key))
+
+
+# Looking inside -----------------------------------------------------------------------------
+
+
+@app.command("stats")
+def stats(
+    group: Annotated[
+        str, typer.Argument(help="memcached's groups (settings, items, ...); server only.")
+    ] = "",
+    path: PathOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the statistics."""
+    address = _where(path, server)
+    values: dict[str, Any]
+    if address is None:
+        assert path is not None
+        with _opened(path) as cache:
+            values = dict(cache.stats())
+    else:
+        with MemcachedClient(address) as client:
+            values = dict(client.stats(group))
+    if as_json:
+        _print_json({name: _number(value) for name, value in values.items()})
+        return
+    table = Table(show_header=False, show_edge=False)
+    table.add_column("name")
+    table.add_column("value", justify="right", overflow="fold")
+    for name, value in values.items():
+        table.add_row(name, str(value))
+    out.print(table, markup=False)
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+@app.command("inspect")
+def inspect(
+    path: DirectoryArgument,
+    details: Annotated[bool, typer.Option("--all", help="A row for each segment.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the flash: one cell a segment, and what each stream holds."""
+    with _opened(path) as cache:
+        segments = segment_map.segments_of(cache.segments(), SYSTEM_CLOCK.now_ms())
+    if as_json:
+        _print_json(segment_map.as_json(segments))
+    elif segments:
+        out.print(segment_map.render(segments, details=details))
+    else:
+        out.print("no flash: this cache lives in memory alone")
+
+
+@app.command("verify")
+def verify(path: DirectoryArgument, as_json: JsonOption = False) -> int:
+    """Read and check everything; exit code 1 if something is wrong. Works beside a server."""
+    with _opened(path) as cache:
+        report = cache.verify()
+    if as_json:
+        _print_json({"ok": report.ok, "problems": [str(problem) for problem in report.problems]})
+    else:
+        for problem in report.problems:
+            print(problem)
+        print(f"{path}: {'all is well' if report.ok else f'{len(report.problems)} problems'}")
+    return FINE if report.ok else WRONG
+
+
+@app.command("bench")
+def bench(
+    items: Annotated[int, typer.Option("--items", min=1)] = 100_000,
+    size: Annotated[str, typer.Option("--size", help="Bytes of a value.")] = "100",
+    path: PathOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure sets and gets: against a server, or embedded (in memory unless --path is given)."""
+    from siltstone import load
+
+    value_bytes = config.parse_size(size)
+    if server is not None:
+        _where(path, server)
+        results = load.against_server(server, items, value_bytes)
+    elif path is not None:
+        with _opened(path) as cache:
+            results = load.embedded(cache, items, value_bytes)
+    else:
+        with siltstone.Cache(ram=load.ram_for(items, value_bytes), codec="raw") as cache:
+            results = load.embedded(cache, items, value_bytes)
+    if as_json:
+        _print_json([result._asdict() for result in results])
+    else:
+        out.print(load.table(results, items, value_bytes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Running the memcached server as a process: logging, background, user, pid file, exit code.
+
+Called by `siltstone serve` and `siltstone memcached` in the main thread; returns the exit code
+when the server has stopped. What the server does with connections is serve/server.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import siltstone
+from siltstone import memcached_flags
+from siltstone.config import CacheSettings, names_of
+from siltstone.errors import ConfigError, EnvironmentFailure, SiltstoneError
+from siltstone.memcached_flags import EXIT_FAILURE, EXIT_NO_USER, EXIT_OS, Refused
+from siltstone.serve import server
+from siltstone.serve.settings import Settings
+from siltstone.serve.statistics import PROTOCOL_VERSION
+
+log = logging.getLogger("siltstone")
+
+LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+def run_server(cache_settings: CacheSettings, settings: Settings, verbose: int) -> int:
+    """`siltstone serve`: until SIGTERM, SIGINT or SIGUSR1."""
+    _log_to_stderr(max(verbose, settings.verbosity) + 1)
+    with open_cache(cache_settings) as cache:
+        server.run(cache, settings)
+    return 0
+
+
+def open_cache(settings: CacheSettings) -> siltstone.Cache:
+    """A cache with exactly these settings."""
+    return siltstone.Cache(**{name: getattr(settings, name) for name in names_of(settings)})
+
+
+def run_memcached(arguments: Sequence[str]) -> int:
+    """`siltstone memcached`: memcached's flags, messages and exit codes."""
+    try:
+        options = memcached_flags.parse(arguments)
+        if options.action != "serve":
+            print(_information(options.action))
+            return 0
+        settings = memcached_flags.server_settings(options)
+        cache_settings = memcached_flags.cache_settings(options)
+        _become(options.user)
+    except Refused as error:
+        print(error, file=sys.stderr)
+        return error.code
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILURE
+    pidfile = Path(options.pidfile).absolute() if options.pidfile else None
+    if options.daemon:
+        _into_background()
+    _log_to_stderr(options.verbosity)
+    if pidfile:
+        pidfile.write_text(f"{os.getpid()}\n")
+    try:
+        return _serve_memcached(cache_settings, settings)
+    finally:
+        if pidfile:
+            pidfile.unlink(missing_ok=True)
+
+
+def _serve_memcached(cache_settings: CacheSettings, settings: Settings) -> int:
+    try:
+        cache = open_cache(cache_settings)
+    except SiltstoneError as error:
+        if cache_settings.files:
+            print(f"Failed to initialize external storage: {error}", file=sys.stderr)
+        else:
+            print(error, file=sys.stderr)
+        return EXIT_FAILURE
+    with cache:
+        try:
+            server.run(cache, settings)
+        except EnvironmentFailure as error:
+            print(error, file=sys.stderr)
+            return EXIT_OS
+    return 0
+
+
+def _information(action: str) -> str:
+    if action == "help":
+        return f"memcached {PROTOCOL_VERSION}\n{memcached_flags.HELP}"
+    if action == "license":
+        return f"siltstone {siltstone.__version__}, MIT licence"
+    return f"memcached {PROTOCOL_VERSION}"
+
+
+def _log_to_stderr(verbosity: int) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=LEVELS[min(verbosity, len(LEVELS) - 1)],
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def _become(user: str | None) -> None:
+    """Root gives up its rights for `user`; anyone else stays who they are."""
+    if user is None or os.geteuid() != 0:
+        return
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise Refused(f"can't find the user {user} to switch to", EXIT_NO_USER) from None
+    if entry.pw_uid == 0:
+        return
+    os.initgroups(user, entry.pw_gid)
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
+
+
+def _into_background() -> None:
+    """A process of its own session without a terminal; the caller returns at once."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
