@@ -562,7 +562,7 @@ def server_settings(options: MemcachedOptions) -> Settings:
         listen=tuple(options.listen or ["127.0.0.1"]) if tcp else (),
         port=max(options.port, 0),  # here 0 is any free one
         unix_socket=None if options.unix_socket is None else Path(options.unix_socket),
-        unix_mode=options.unix_mode & 0o777,
+        unix_mode=options.unix_mask & 0o777,
         backlog=max(options.backlog, 1),
         connections_max=options.connections,
         idle_timeout=max(options.extended.get("idle_timeout", 0), 0),
