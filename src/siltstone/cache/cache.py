@@ -1,0 +1,359 @@
+"""`Cache`: a cache bigger than RAM, embedded; a mapping with expiry, tags and atomic operations.
+
+Owns what Python users call; the hot half is in face.pyx, the storage behind it in attachment.py.
+Promises: thread-safe; any number of processes may open the same `path` and see the same items; a
+value is either what was last set under its key or missing, never something else.
+
+Non-goals: durability (use `Store`), queries, transactions over several keys.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from siltstone import codecs, errors
+from siltstone.cache.attachment import Attachment, attach
+from siltstone.cache.face import Change, Face
+from siltstone.cache.leases import compute_once, memoized
+from siltstone.cache.report import Report
+from siltstone.clock import SYSTEM_CLOCK, Clock
+from siltstone.codecs import Key
+from siltstone.config import CacheSettings, build, parse_duration
+
+V = TypeVar("V")
+TTL = float | int | str | timedelta | None
+MISSING: Final = object()
+_TOKEN_TRIES: Final = 1000
+_U64: Final = 1 << 64
+
+
+class Cache(Face):
+    """A cache in RAM and on local flash.
+
+    `path`: the data directory, made when it is missing; None keeps everything in memory.
+    `ram`: the memory limit in bytes or "64MiB"; items, index and buffers all count.
+    `flash`: room on flash below `path`; 0 for none.
+    `codec`: "msgpack", "json", "raw" (bytes, str and int only), "pickle" (only ever by this name:
+    reading a pickle runs code), or an object with encode(value) and decode(data).
+    Further settings are those of `siltstone.config.CacheSettings`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        ram: int | str = "64MiB",
+        flash: int | str = "1GiB",
+        codec: Any = "msgpack",
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.settings = build(
+            CacheSettings,
+            {"path": path, "ram": ram, "flash": flash, "codec": codec, **options},
+            "Cache()",
+        )
+        self._clock = clock
+        self._resolved = codecs.resolve(self.settings.codec)
+        self._attachment: Attachment = attach(self.settings, clock)
+        self._bind(self._attachment.engine, self._resolved)
+
+    @property
+    def path(self) -> Path | None:
+        """The data directory."""
+        return self.settings.path
+
+    # A mapping ------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Items that are not known to be gone; expired ones count until they are found."""
+        self._check_open()
+        totals = self.engine.totals()
+        return totals["items_ram"] + totals["items_flash"]
+
+    def __iter__(self) -> Iterator[Key]:
+        """The keys, in no order. Items that are there throughout are seen exactly once."""
+        self._check_open()
+        for key, is_str, *_ in self.engine.scan():
+            if not key.startswith(b"\1"):
+                yield codecs.decode_key(key, is_str)
+
+    keys = __iter__
+
+    def items(self) -> Iterator[tuple[Key, Any]]:
+        """(key, value) pairs, in no order; an item that goes meanwhile is left out."""
+        for key in self:
+            value = self.get(key, MISSING)
+            if value is not MISSING:
+                yield key, value
+
+    def values(self) -> Iterator[Any]:
+        """The values, in no order."""
+        for _, value in self.items():
+            yield value
+
+    # Storing --------------------------------------------------------------------------------
+
+    def set(
+        self, key: Key, value: Any, ttl: TTL = None, tag: str | None = None, *, expire: TTL = None
+    ) -> bool:
+        """Store `value`; with `ttl` (seconds, timedelta or "500ms") it expires. True.
+
+        `tag` groups items for `evict`. `expire` is another name for `ttl`.
+        """
+        if ttl is None and expire is None and tag is None:
+            self[key] = value
+            return True
+        return self._put(Change.SET, key, value, ttl if expire is None else expire, tag)
+
+    def add(
+        self, key: Key, value: Any, ttl: TTL = None, tag: str | None = None, *, expire: TTL = None
+    ) -> bool:
+        """Store only if nothing is there. Whether it was stored."""
+        return self._put(Change.ADD, key, value, ttl if expire is None else expire, tag)
+
+    def replace(
+        self, key: Key, value: Any, ttl: TTL = None, tag: str | None = None, *, expire: TTL = None
+    ) -> bool:
+        """Store only if something is there. Whether it was stored."""
+        return self._put(Change.REPLACE, key, value, ttl if expire is None else expire, tag)
+
+    def _put(self, op: int, key: Key, value: Any, ttl: TTL, tag: str | None) -> bool:
+        data, flags = codecs.encode_value(self._resolved, value)
+        status, *_ = self._change(op, key, data, flags, self._until(ttl), tag=self._tag(tag))
+        return status == Change.OK
+
+    def _until(self, ttl: TTL) -> int:
+        """Unix ms at which `ttl` ends; 0 = never, -1 = it has ended."""
+        if ttl is None:
+            return 0
+        seconds = parse_duration(ttl) if not isinstance(ttl, (int, float)) else float(ttl)
+        if seconds != seconds:
+            raise errors.ConfigError("a ttl is a number of seconds, not nan")
+        if seconds <= 0:
+            return -1
+        return self._clock.now_ms() + min(int(seconds * 1000) or 1, 1 << 52)
+
+    def _tag(self, tag: str | None) -> int:
+        return 0 if tag is None else self.engine.tag_of(tag.encode())
+
+    def set_many(self, mapping: Mapping[Key, Any], ttl: TTL = None, tag: str | None = None) -> int:
+        """Store every pair; how many were stored."""
+        return sum(self.set(key, value, ttl, tag) for key, value in mapping.items())
+
+    def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
+        """The values that are there, by key."""
+        found = {}
+        for key in keys:
+            value = self.get(key, MISSING)
+            if value is not MISSING:
+                found[key] = value
+        return found
+
+    def delete_many(self, keys: Iterable[Key]) -> int:
+        """Delete each key; how many were there."""
+        return sum(self.delete(key) for key in keys)
+
+    def delete(self, key: Key) -> bool:
+        """Whether something was there to delete."""
+        return self._change(Change.DELETE, key)[0] == Change.OK
+
+    def pop(self, key: Key, default: Any = None) -> Any:
+        """Delete the item and give back its value, or `default`."""
+        status, _, _, data, flags = self._change(Change.DELETE, key, options=Change.WANT_VALUE)
+        if status != Change.OK or data is None:
+            return default
+        return codecs.decode_value(self._resolved, data, flags)
+
+    def touch(self, key: Key, ttl: TTL = None, *, expire: TTL = None) -> bool:
+        """A new time to live (None: for ever). Whether the item was there."""
+        until = self._until(ttl if expire is None else expire)
+        return self._change(Change.TOUCH, key, expire_ms=until)[0] == Change.OK
+
+    # Reading and changing in one step -------------------------------------------------------
+
+    def get_with_token(self, key: Key, default: Any = None) -> tuple[Any, int | None]:
+        """(value, token) for `compare_and_set`; (default, None) when nothing is there."""
+        found = self._get_meta(key)
+        if found is None:
+            return default, None
+        data, flags, cas, _, _ = found
+        return codecs.decode_value(self._resolved, data, flags), cas
+
+    def compare_and_set(
+        self, key: Key, value: Any, token: int | None, ttl: TTL = None, tag: str | None = None
+    ) -> bool:
+        """Store only if nobody stored since the token was given; None: only if nothing is there."""
+        if token is None:
+            return self.add(key, value, ttl, tag)
+        data, flags = codecs.encode_value(self._resolved, value)
+        status, *_ = self._change(
+            Change.SET, key, data, flags, self._until(ttl), Change.CAS, token, tag=self._tag(tag)
+        )
+        return status == Change.OK
+
+    def incr(self, key: Key, delta: int = 1, default: int | None = None) -> int:
+        """Add `delta` and give back the sum, atomically. A missing key counts as `default`;
+        without one it is a KeyError. The time to live stays."""
+        if 0 <= delta < _U64:
+            status, number, _, _, _ = self._change(Change.INCR, key, delta=delta)
+            if status == Change.OK and number >= delta:
+                return number
+            if status == Change.OK:  # wrapped around at 2^64, as memcached's does: undo, go slow
+                self._change(Change.DECR, key, delta=number)
+        return self._add_slowly(key, delta, default)
+
+    def decr(self, key: Key, delta: int = 1, default: int | None = None) -> int:
+        """As `incr`, downwards; unlike memcached's it may go below zero."""
+        return self._add_slowly(key, -delta, default)
+
+    def _add_slowly(self, key: Key, delta: int, default: int | None) -> int:
+        # Negative and large numbers: compare and set until it holds.
+        for _ in range(_TOKEN_TRIES):
+            found = self._get_meta(key)
+            if found is None:
+                if default is None:
+                    raise errors.KeyMissing(key)
+                data, flags = codecs.encode_value(self._resolved, default + delta)
+                if self._change(Change.ADD, key, data, flags)[0] == Change.OK:
+                    return default + delta
+                continue
+            data, flags, cas, _, _ = found
+            try:
+                number = int(data)
+            except ValueError:
+                raise errors.NotANumber(f"the value of {key!r} is not a whole number") from None
+            new, flags = codecs.encode_value(self._resolved, number + delta)
+            options = Change.CAS | Change.KEEP_TTL
+            if self._change(Change.SET, key, new, flags, 0, options, cas)[0] == Change.OK:
+                return number + delta
+        raise errors.Busy(f"{key!r} is changed by others all the time; try again")
+
+    def append(self, key: Key, data: bytes) -> bool:
+        """Bytes behind a value that is bytes. False when nothing is there."""
+        return self._change(Change.APPEND, key, bytes(data))[0] == Change.OK
+
+    def prepend(self, key: Key, data: bytes) -> bool:
+        """Bytes before a value that is bytes. False when nothing is there."""
+        return self._change(Change.PREPEND, key, bytes(data))[0] == Change.OK
+
+    # Computing once -------------------------------------------------------------------------
+
+    def get_or_set(
+        self,
+        key: Key,
+        function: Callable[[], V],
+        ttl: TTL = None,
+        tag: str | None = None,
+        *,
+        expire: TTL = None,
+    ) -> V:
+        """The value, computed by `function` when it is missing.
+
+        One computation at a time a key, over threads and processes: others wait for it (at most
+        `lease` seconds, then the next one computes). An exception frees the key and is raised.
+        """
+        return compute_once(self, key, function, ttl if expire is None else expire, tag)
+
+    def memoize(
+        self,
+        ttl: TTL = None,
+        tag: str | None = None,
+        typed: bool = False,
+        ignore: Iterable[int | str] = (),
+        *,
+        expire: TTL = None,
+        name: str | None = None,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator: keep the results of a function (def or async def) by its arguments.
+
+        `typed`: 1 and 1.0 are different. `ignore`: positions and names that do not count.
+        The wrapper has `__cache_key__(*args, **kwargs)`, and `__wrapped__` without the cache.
+        """
+        if callable(ttl):
+            raise errors.ConfigError("memoize takes brackets: @cache.memoize()")
+        time_to_live = ttl if expire is None else expire
+        return functools.partial(
+            memoized, self, ttl=time_to_live, tag=tag, typed=typed, ignore=set(ignore), name=name
+        )
+
+    # The whole cache ------------------------------------------------------------------------
+
+    def evict(self, tag: str) -> int:
+        """Make every item stored with `tag` vanish; how many were stored under it (items on flash
+        that went meanwhile count too)."""
+        self._check_open()
+        return self.engine.evict_tag(tag.encode())
+
+    def expire(self) -> int:
+        """Remove what has expired now instead of when it is met; how many."""
+        self._check_open()
+        return self.engine.sweep()
+
+    def clear(self) -> None:
+        """Delete everything."""
+        self._check_open()
+        self.engine.flush_all()
+
+    def flush(self) -> None:
+        """Hand what waits in write buffers to the operating system. Deletes nothing; to delete
+        everything see `clear`."""
+        self._check_open()
+        self._attachment.flush()
+
+    def sync(self) -> None:
+        """`flush`, and on to the medium."""
+        self._check_open()
+        self._attachment.sync()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and sizes by name, memcached's where it has one."""
+        self._check_open()
+        return self._attachment.stats()
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> Report:
+        """Read everything back and check it. `progress` is told (done, of)."""
+        self._check_open()
+        return self._attachment.verify(progress)
+
+    def segments(self) -> list[dict[str, Any]]:
+        """The flash segments: slot, state, stream, filled and live bytes, age."""
+        self._check_open()
+        return self._attachment.segments()
+
+    def close(self) -> None:
+        """Let go of the cache; the last one out writes what a warm restart needs."""
+        if not self.closed:
+            self._unbind()
+            self._attachment.release()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise errors.Closed("this cache is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.settings.path is None:
+            raise errors.ConfigError("a cache without a path cannot be sent to another process")
+        return _reopen, (self.settings,)
+
+    def __repr__(self) -> str:
+        where = "memory" if self.settings.path is None else repr(str(self.settings.path))
+        return f"<siltstone.Cache {where}{' closed' if self.closed else ''}>"
+
+
+def _reopen(settings: CacheSettings) -> Cache:
+    from siltstone.config import names_of
+
+    return Cache(**{name: getattr(settings, name) for name in names_of(CacheSettings)})

@@ -1,0 +1,147 @@
+"""Computing a value once: leases for `get_or_set`, and the memoize decorator on them.
+
+A lease is an item beside the value's (its key starts with 0x01, which no user key does... see
+`_lease_key`), stored by `add` with a time limit, so that it holds over threads, tasks and processes
+and passes on when its holder dies. Waiters look again with growing pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import threading
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final
+
+from siltstone import codecs
+from siltstone.codecs import Key
+
+if TYPE_CHECKING:
+    from siltstone.cache.cache import Cache
+
+_MISSING: Final = object()
+_PAUSE_MIN_S: Final = 0.001
+_PAUSE_MAX_S: Final = 0.05
+
+
+def _lease_key(key: Key) -> bytes:
+    return b"\x01lease\x00" + codecs.encode_key(key)
+
+
+def _attempts(cache: Cache, key: Key) -> Generator[float, None, tuple[bool, Any]]:
+    """Yield pauses until the value is there (False, value) or ours to compute (True, token)."""
+    token = f"{os.getpid()}.{threading.get_ident()}.{os.urandom(8).hex()}".encode()
+    pause = _PAUSE_MIN_S
+    while True:
+        value = cache.get(key, _MISSING)
+        if value is not _MISSING:
+            return False, value
+        if cache.add(_lease_key(key), token, ttl=cache.settings.lease):
+            value = cache.get(key, _MISSING)  # stored between our look and our lease?
+            if value is _MISSING:
+                return True, token
+            _give_back(cache, key, token)
+            return False, value
+        if cache.lease_is_orphan(_lease_key(key)):
+            continue
+        yield pause
+        pause = min(pause * 2, _PAUSE_MAX_S)
+
+
+def _give_back(cache: Cache, key: Key, token: bytes) -> None:
+    # Only our own: after the time limit it may be another's.
+    if cache.get(_lease_key(key)) == token:
+        cache.delete(_lease_key(key))
+
+
+def compute_once(
+    cache: Cache, key: Key, function: Callable[[], Any], ttl: Any, tag: str | None
+) -> Any:
+    """See Cache.get_or_set."""
+    attempts = _attempts(cache, key)
+    while True:
+        try:
+            cache._clock.sleep(next(attempts))
+        except StopIteration as end:
+            ours, found = end.value
+            break
+    if not ours:
+        return found
+    try:
+        value = function()
+        cache.set(key, value, ttl, tag)
+        return value
+    finally:
+        _give_back(cache, key, found)
+
+
+async def compute_once_async(
+    cache: Cache, key: Key, function: Callable[[], Any], ttl: Any, tag: str | None
+) -> Any:
+    """The same for a coroutine function; waiting does not block the loop."""
+    attempts = _attempts(cache, key)
+    while True:
+        try:
+            await asyncio.sleep(next(attempts))
+        except StopIteration as end:
+            ours, found = end.value
+            break
+    if not ours:
+        return found
+    try:
+        value = await function()
+        cache.set(key, value, ttl, tag)
+        return value
+    finally:
+        _give_back(cache, key, found)
+
+
+def memoized(
+    cache: Cache,
+    function: Callable[..., Any],
+    *,
+    ttl: Any,
+    tag: str | None,
+    typed: bool,
+    ignore: set[int | str],
+    name: str | None,
+) -> Callable[..., Any]:
+    """See Cache.memoize."""
+    base = name or f"{function.__module__}.{function.__qualname__}"
+
+    def cache_key(*args: Any, **kwargs: Any) -> Key:
+        kept = [value for place, value in enumerate(args) if place not in ignore]
+        named = sorted((key, value) for key, value in kwargs.items() if key not in ignore)
+        parts = [_hashable(value, typed) for value in kept]
+        parts += [(key, _hashable(value, typed)) for key, value in named]
+        return (base, *parts) if not named else (base, *parts, "")
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = functools.partial(function, *args, **kwargs)
+            return await compute_once_async(cache, cache_key(*args, **kwargs), call, ttl, tag)
+
+    else:
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = functools.partial(function, *args, **kwargs)
+            return compute_once(cache, cache_key(*args, **kwargs), call, ttl, tag)
+
+    wrapper.__cache_key__ = cache_key  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _hashable(value: Any, typed: bool) -> Key:
+    """An argument as part of a key: what the key encoding knows, else its codec-free text."""
+    if isinstance(value, bool) or not isinstance(value, (str, bytes, int, tuple)):
+        if isinstance(value, float) and not typed and value.is_integer():
+            return int(value)
+        return (type(value).__name__, repr(value))
+    if isinstance(value, tuple):
+        return ("tuple", *(_hashable(part, typed) for part in value))
+    return value
