@@ -77,6 +77,7 @@ cdef struct arena_header_t:
     uint64_t flush_word         # flush epoch (16 bits) | due time, Unix ms (48 bits)
     uint64_t user[16]           # words that the engine may use
     lock_t pool_lock
+    lock_t leader_lock          # held by the thread that does the background work
 
 cdef struct arena_t:
     # The process's own handle on an arena.

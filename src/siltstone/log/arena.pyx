@@ -7,7 +7,7 @@ descriptors. Callable from any thread of any process that maps the arena.
 """
 from libc.errno cimport EBUSY
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from siltstone.log.atomics cimport cpu_pause, load32_relaxed, store32_relaxed
 
@@ -281,6 +281,7 @@ cdef class Arena:
         header.secret[1] = secrets.randbits(64)
         header.cas_next = 1
         lock_init(&header.pool_lock, self.arena.shared)
+        lock_init(&header.leader_lock, self.arena.shared)
         frame_set_limit(&self.arena, limit_bytes)
         if header.frame_count_limit < 16:
             raise errors.ConfigError(
@@ -294,6 +295,73 @@ cdef class Arena:
         else:
             header.frames_ready = header.frame_count_max
         header.magic = ARENA_MAGIC
+
+    def occupy(self, uint32_t slot, uint32_t pid, int64_t started_ms, int memfd=-1) -> None:
+        """This process counts and writes under `slot` from here on.
+
+        The slot's counters stay: they are summed over the arena's life.
+        """
+        if slot >= PROCESS_SLOTS:
+            raise errors.ConfigError(f"a cache has {PROCESS_SLOTS} process slots")
+        cdef process_t *process = <process_t *>section(&self.arena, SECTION_PROCESSES) + slot
+        process.pid = pid
+        process.started_ms = started_ms
+        process.memfd = memfd + 1
+        process.state = 1
+        self.arena.process = process
+        self.arena.slot = slot
+
+    def vacate(self) -> None:
+        """The slot is free for another process."""
+        self.arena.process.state = 0
+
+    def process(self, uint32_t slot) -> tuple[int, int, int]:
+        """(pid, started in Unix ms, memfd or -1) of who took the slot last."""
+        cdef process_t *process = <process_t *>section(&self.arena, SECTION_PROCESSES) + slot
+        return process.pid, process.started_ms, <int>process.memfd - 1
+
+    def after_fork(self) -> None:
+        """In the child, for a private arena: nobody holds the arena's locks."""
+        lock_init(&self.arena.header.pool_lock, self.arena.shared)
+        lock_init(&self.arena.header.leader_lock, self.arena.shared)
+        _rebuild_free_list(&self.arena)
+
+    @property
+    def slot(self) -> int:
+        return self.arena.slot
+
+    @property
+    def shared(self) -> bool:
+        return self.arena.shared
+
+    @property
+    def cas_next(self) -> int:
+        """The next CAS number of the cache."""
+        return self.arena.header.cas_next
+
+    @cas_next.setter
+    def cas_next(self, uint64_t number):
+        self.arena.header.cas_next = number
+
+    @property
+    def flush_word(self) -> int:
+        """Flush epoch (16 bits) above its due time in Unix ms (48 bits, 0: none is due)."""
+        return self.arena.header.flush_word
+
+    @flush_word.setter
+    def flush_word(self, uint64_t word):
+        self.arena.header.flush_word = word
+
+    @property
+    def secret(self) -> bytes:
+        """The key of the hash of keys, 16 bytes."""
+        return (<char *>self.arena.header.secret)[:16]
+
+    @secret.setter
+    def secret(self, bytes secret):
+        if len(secret) != 16:
+            raise errors.ConfigError("the hash's secret has 16 bytes")
+        memcpy(self.arena.header.secret, <const char *>secret, 16)
 
     @property
     def frame_bytes(self) -> int:
