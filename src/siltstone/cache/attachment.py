@@ -452,6 +452,16 @@ class Attachment:
         if self.device is not None:
             self.device.sync()
 
+    def clear(self) -> None:
+        """Everything stored so far is gone."""
+        self.engine.flush_at(1)  # a time that is past: now, whatever the clock's grain
+        self._note_flush()
+
+    def _note_flush(self) -> None:
+        # what a restart without the arena must know
+        if self.live_map is not None:
+            self.live_map.flush_word = self.arena.flush_word
+
     def segments(self) -> list[dict[str, Any]]:
         return [] if self.log is None else self.log.segments()
 

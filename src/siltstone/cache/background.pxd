@@ -7,7 +7,6 @@ from siltstone.cache.shard cimport cache_t
 cdef class Background:
     cdef readonly CacheEngine engine
     cdef readonly object live_map
-    cdef int lock_descriptor
     cdef int stopping
     cdef bint leads
     cdef uint32_t free_low          # frames: below it room is made before a set needs it

@@ -51,9 +51,9 @@ cdef enum:
 cdef bint _alive(void *context, uint32_t slot) noexcept nogil:
     # For the log: does the process that holds this slot live? Its own lock is never seen by
     # F_GETLK, and it lives.
-    cdef Background self = <Background>context
+    cdef cache_t *cache = <cache_t *>context
     return slot < PROCESS_SLOTS and (
-        slot == self.engine.cache.arena.slot or slot_lives(self.lock_descriptor, slot))
+        slot == cache.arena.slot or slot_lives(cache.lock_descriptor, slot))
 
 
 cdef class Background:
@@ -64,7 +64,6 @@ cdef class Background:
                  uint32_t drop_under=1, int64_t flush_idle_ms=1000):
         self.engine = engine
         self.live_map = live_map
-        self.lock_descriptor = lock_descriptor
         self.compact_under = compact_under
         self.max_fragmentation = max_fragmentation
         self.drop_unread = drop_unread
@@ -74,7 +73,8 @@ cdef class Background:
         self.free_low = engine.cache.arena.header.frame_count_limit // 64
         if engine.cache.log != NULL and lock_descriptor >= 0:
             engine.cache.log.alive = _alive
-            engine.cache.log.alive_context = <void *>self
+            engine.cache.lock_descriptor = lock_descriptor
+            engine.cache.log.alive_context = engine.cache
 
     def start(self) -> None:
         self.stopping = 0
@@ -107,8 +107,10 @@ cdef class Background:
 
     def tick(self) -> bool:
         """One round; whether there was something to do."""
+        cdef bint busy
         with nogil:
-            return self._tick()
+            busy = self._tick()
+        return busy
 
     cdef bint _tick(self) noexcept nogil:
         cdef cache_t *cache = self.engine.cache

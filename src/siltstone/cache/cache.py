@@ -19,8 +19,9 @@ from typing import Any, Final, Self, TypeVar
 from siltstone import codecs, errors
 from siltstone.cache.attachment import Attachment, attach
 from siltstone.cache.face import Change, Face
-from siltstone.cache.leases import compute_once, memoized
+from siltstone.cache.leases import compute_once, is_lease, memoized
 from siltstone.cache.report import Report
+from siltstone.cache.sweep import scan, sweep
 from siltstone.clock import SYSTEM_CLOCK, Clock
 from siltstone.codecs import Key
 from siltstone.config import CacheSettings, build, parse_duration
@@ -80,9 +81,10 @@ class Cache(Face):
     def __iter__(self) -> Iterator[Key]:
         """The keys, in no order. Items that are there throughout are seen exactly once."""
         self._check_open()
-        for key, is_str, *_ in self.engine.scan():
-            if not key.startswith(b"\1"):
-                yield codecs.decode_key(key, is_str)
+        for encoded, is_str, *_ in scan(self.engine):
+            key = codecs.decode_key(encoded, is_str)
+            if not is_lease(key):
+                yield key
 
     keys = __iter__
 
@@ -294,12 +296,12 @@ class Cache(Face):
     def expire(self) -> int:
         """Remove what has expired now instead of when it is met; how many."""
         self._check_open()
-        return self.engine.sweep()
+        return sweep(self.engine)
 
     def clear(self) -> None:
         """Delete everything."""
         self._check_open()
-        self.engine.flush_all()
+        self._attachment.clear()
 
     def flush(self) -> None:
         """Hand what waits in write buffers to the operating system. Deletes nothing; to delete

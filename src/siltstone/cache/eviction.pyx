@@ -6,7 +6,6 @@ the young end of main, the rest goes to flash, or away. A frame that overwrites 
 left mostly dead is emptied first, all its items moved: that costs a copy and evicts nothing.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset
 
 from siltstone.cache.engine cimport (
@@ -16,7 +15,7 @@ from siltstone.cache.engine cimport (
     COUNT_SEGMENTS_FORGOTTEN,
 )
 from siltstone.cache.eviction cimport *
-from siltstone.cache.flash cimport demotion_free, demotion_t, flash_write
+from siltstone.cache.flash cimport demotion_free, demotion_grow, demotion_t, flash_write
 from siltstone.cache.hashing cimport siphash13
 from siltstone.cache.index cimport group_slot, index_group, index_probe, index_remove
 from siltstone.cache.items cimport *
@@ -24,12 +23,9 @@ from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport frame_address, frame_t, frames_free
 from siltstone.log.atomics cimport add32, load32_relaxed
 from siltstone.log.log cimport (
-    LOG_ALIGNMENT, LOG_NOTHING, LOG_NO_BUFFER, LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, log_current,
-    log_dead, log_forget, log_live, log_oldest, log_write_one, segment_info_t,
+    LOG_ALIGNMENT, LOG_NO_BUFFER, LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, log_current, log_dead,
+    log_forget, log_live, log_make_room, log_oldest, segment_info_t,
 )
-
-cdef extern from "<unistd.h>" nogil:
-    int usleep(unsigned int microseconds)
 
 cdef enum:
     # A frame below 5/8 live is emptied before the oldest one: freeing a frame then costs at most
@@ -42,8 +38,7 @@ cdef enum:
     MODE_COMPACT = 1
     GHOST_SHARE = 4             # ghosts remembered: items in RAM / this
     LOW_TTL_MIN_MS = 2000       # what expires sooner never goes to flash
-    WAIT_US = 50                # for a write in flight elsewhere
-    WAITS_MAX = 20000           # one second in all, then the caller is refused
+    WAITS_MAX = 1000            # of 1 ms for a write in flight elsewhere; then the caller is refused
 
 # Taking items away --------------------------------------------------------------------------
 
@@ -312,13 +307,6 @@ cdef bint forget_oldest(cache_t *cache) noexcept nogil:
     count(cache, COUNT_FLASH_EVICTED, info.live_records)
     return True
 
-cdef bint _positions_grown(demotion_t *demotion) noexcept nogil:
-    cdef uint64_t *larger = <uint64_t *>realloc(demotion.positions, demotion.capacity * 8)
-    if larger == NULL:
-        return False
-    demotion.positions = larger
-    return True
-
 cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
     cdef demotion_t demotion
     cdef shard_t *shard
@@ -338,11 +326,10 @@ cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
         shard_leave(shard)
         idle = idle + 1 if result == ROOM_NONE or result == ROOM_KEPT else 0
         if result == ROOM_WRITE or (result == ROOM_SEGMENT and not forget_oldest(cache)):
-            if log_write_one(cache.log) == LOG_NOTHING:
-                usleep(WAIT_US)     # all are being written by others: one ends soon
-                waits += 1
+            # waits at most 1 ms when all are being written by others
+            waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
         elif result == ROOM_GROW:
-            if not _positions_grown(&demotion):
+            if not demotion_grow(&demotion):
                 break
     demotion_free(&demotion)
     return frames_free(cache.arena) >= frames + cache.reserve_frames

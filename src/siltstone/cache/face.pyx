@@ -282,7 +282,8 @@ cdef class Face:
             raise errors.KeyMissing(key)
 
     def _change(self, int op, key, bytes data=b"", uint32_t flags=0, int64_t expire_ms=0,
-                uint32_t options=0, uint64_t cas=0, uint64_t delta=0, uint64_t initial=0):
+                uint32_t options=0, uint64_t cas=0, uint64_t delta=0, uint64_t initial=0,
+                uint64_t tag=0):
         """One operation of the engine: (status, number, CAS, value bytes or None, flags).
 
         `options` are the engine's OPT_ bits. Raises for busy, memory, device and size.
@@ -306,6 +307,9 @@ cdef class Face:
         request.cas = cas
         request.delta = delta
         request.initial = initial
+        request.tag = tag
+        if tag:
+            request.options |= OPT_TAG
         status = self._execute(cache, &request, &reply)
         try:
             if status in (CACHE_BUSY, CACHE_TOO_LARGE, CACHE_NO_MEMORY, CACHE_IO):

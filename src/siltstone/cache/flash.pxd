@@ -60,4 +60,6 @@ cdef int flash_write_raw(cache_t *cache, flash_item_t *head, uint64_t tag, const
 cdef int flash_read(cache_t *cache, uint64_t position, record_t *record,
                     uint32_t flags) noexcept nogil
 cdef void flash_record_free(record_t *record) noexcept nogil
+# Outside every lock, after LOG_SHORT: room for `capacity` positions. False: no memory.
+cdef bint demotion_grow(demotion_t *demotion) noexcept nogil
 cdef void demotion_free(demotion_t *demotion) noexcept nogil

@@ -131,6 +131,13 @@ cdef int _write_parts(source_t *source, flash_item_t *head, uint64_t largest,
         demotion.value_done += here
     return LOG_OK
 
+cdef bint demotion_grow(demotion_t *demotion) noexcept nogil:
+    cdef uint64_t *larger = <uint64_t *>realloc(demotion.positions, demotion.capacity * 8)
+    if larger == NULL:
+        return False
+    demotion.positions = larger
+    return True
+
 cdef void demotion_free(demotion_t *demotion) noexcept nogil:
     free(demotion.positions)
     memset(demotion, 0, sizeof(demotion_t))

@@ -1,8 +1,8 @@
 """Computing a value once: leases for `get_or_set`, and the memoize decorator on them.
 
-A lease is an item beside the value's (its key starts with 0x01, which no user key does... see
-`_lease_key`), stored by `add` with a time limit, so that it holds over threads, tasks and processes
-and passes on when its holder dies. Waiters look again with growing pauses.
+A lease is an item beside the value's, stored by `add` with a time limit, so that it holds over
+threads, tasks and processes, and passes on when its holder dies. Waiters look again with growing
+pauses.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import os
+import itertools
 import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
@@ -24,15 +24,26 @@ if TYPE_CHECKING:
 _MISSING: Final = object()
 _PAUSE_MIN_S: Final = 0.001
 _PAUSE_MAX_S: Final = 0.05
+_serial: Final = itertools.count()
 
 
-def _lease_key(key: Key) -> bytes:
-    return b"\x01lease\x00" + codecs.encode_key(key)
+_LEASE: Final = "\0siltstone.lease"  # first element of the tuple that is a lease's key
+
+
+def _lease_key(key: Key) -> Key:
+    return (_LEASE, codecs.encode_key(key))
+
+
+def is_lease(key: Key) -> bool:
+    """Not an item of the user's."""
+    return isinstance(key, tuple) and len(key) == 2 and key[0] == _LEASE
 
 
 def _attempts(cache: Cache, key: Key) -> Generator[float, None, tuple[bool, Any]]:
     """Yield pauses until the value is there (False, value) or ours to compute (True, token)."""
-    token = f"{os.getpid()}.{threading.get_ident()}.{os.urandom(8).hex()}".encode()
+    arena = cache.engine.arena
+    started = arena.process(arena.slot)[1]
+    token = f"{arena.slot}.{started}.{threading.get_ident()}.{next(_serial)}".encode()
     pause = _PAUSE_MIN_S
     while True:
         value = cache.get(key, _MISSING)
@@ -44,10 +55,23 @@ def _attempts(cache: Cache, key: Key) -> Generator[float, None, tuple[bool, Any]
                 return True, token
             _give_back(cache, key, token)
             return False, value
-        if cache.lease_is_orphan(_lease_key(key)):
+        if _take_orphan(cache, key):
             continue
         yield pause
         pause = min(pause * 2, _PAUSE_MAX_S)
+
+
+def _take_orphan(cache: Cache, key: Key) -> bool:
+    """Whether the lease's process was dead (the lease is gone then)."""
+    held, token = cache.get_with_token(_lease_key(key))
+    if not isinstance(held, bytes):
+        return True
+    slot, _, rest = held.partition(b".")
+    if cache._attachment.member_alive(int(slot), int(rest.partition(b".")[0])):
+        return False
+    if cache.compare_and_set(_lease_key(key), b"0.0.", token, ttl=0.001):
+        cache.delete(_lease_key(key))
+    return True
 
 
 def _give_back(cache: Cache, key: Key, token: bytes) -> None:

@@ -102,6 +102,7 @@ cdef struct cache_t:
     bint evict_forbidden        # memcached -M: an error instead of eviction
     bint cas_disabled           # memcached -C
     bint drop_unread
+    int lock_descriptor         # of the lock file, whose bytes say which processes live
     int64_t *clock_ms           # tests: where the time is read; NULL: the system's
 
 cdef extern from *:

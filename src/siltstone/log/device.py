@@ -114,6 +114,10 @@ class Device:
         return self.superblock.segment_bytes
 
     @property
+    def uuid(self) -> bytes:
+        return self.superblock.uuid
+
+    @property
     def segment_count(self) -> int:
         """Slots there are; of a growable device: may ever be."""
         return self.superblock.segment_count
@@ -527,6 +531,33 @@ def remove_files(paths: Iterable[StrPath]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
             sync_directory(os.path.dirname(os.fspath(path)) or ".")
+
+
+def make_directory(path: StrPath, *, mode: int = 0o700) -> None:
+    """The data directory, with its parents, if it is missing."""
+    try:
+        os.makedirs(path, mode, exist_ok=True)
+    except OSError as error:
+        raise _opening_failed(os.fspath(path), error) from error
+
+
+def identity(path: StrPath | int) -> tuple[int, int]:
+    """(device, inode): the same file, whatever its name."""
+    return _key(os.stat(path))
+
+
+def free_bytes(directory: StrPath) -> int:
+    """Room that this user has on the file system of `directory`; 0 when it cannot be asked."""
+    try:
+        status = os.statvfs(directory)
+    except OSError:
+        return 0
+    return status.f_bavail * status.f_frsize
+
+
+def close_descriptor(descriptor: int) -> None:
+    """Close what create_arena_file, open_live_map and the like opened."""
+    os.close(descriptor)
 
 
 def boot_id() -> bytes:

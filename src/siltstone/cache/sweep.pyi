@@ -1,0 +1,13 @@
+from collections.abc import Callable, Iterator
+
+from siltstone.cache.engine import CacheEngine
+from siltstone.cache.report import Report
+
+def scan(
+    engine: CacheEngine,
+) -> Iterator[tuple[bytes, bool, int, int, int, bool, int, int, bool]]: ...
+def sweep(engine: CacheEngine) -> int: ...
+def drain(engine: CacheEngine) -> None: ...
+def verify_items(
+    engine: CacheEngine, progress: Callable[[int, int], None] | None = None
+) -> Report: ...
