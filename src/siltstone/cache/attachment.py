@@ -13,6 +13,7 @@ The arena lies in /dev/shm, else in a memfd, and by name only in the data direct
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import logging
@@ -327,8 +328,11 @@ class Attachment:
         }
 
     def _difference(self, door: dict[str, Any]) -> str:
-        names = [name for name, value in self._wanted().items() if door.get(name) != value]
-        told = ", ".join(f"{name} {door.get(name)} (asked: {self._wanted()[name]})" for name in names)
+        told = ", ".join(
+            f"{name} {door.get(name)} (asked: {value})"
+            for name, value in self._wanted().items()
+            if door.get(name) != value
+        )
         return (
             f"{self.settings.path} is open in pid {door.get('pid')} with other settings: {told}; "
             "use the same, or close it there first"
@@ -472,6 +476,9 @@ class Attachment:
         return verify_items(self.engine, progress)
 
 
-def _after_fork_in_child() -> None:
+@atexit.register
+def _close_at_exit() -> None:
+    # A program that forgets close() still leaves what a warm restart needs.
     for attachment in list(_open_attachments.values()):
-        attachment.pid = os.getpid()
+        attachment.users = 1
+        attachment.release()

@@ -16,7 +16,8 @@ cdef enum room_t:
 # Outside every lock: until `frames` frames are free above the reserve. False: no way.
 cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil
 # Inside the shard's lock: empty one of its frames.
-cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now, demotion_t *demotion) noexcept nogil
+cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now,
+                    demotion_t *demotion) noexcept nogil
 # Inside the lock: take the slot's item (RAM or flash) away and the slot too.
 cdef void unlink(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot) noexcept nogil
 # Take away what the slot points to, keep the slot (to be overwritten by the caller at once).
