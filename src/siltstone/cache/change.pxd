@@ -4,6 +4,7 @@ from siltstone.cache.shard cimport cache_t, shard_t
 
 cdef enum need_t:               # beside cache_status_t: leave the lock, get it, come again
     NEED_FRAMES = 100
+    NEED_INDEX = 102            # a frame for the index
     NEED_REPLY = 101            # room for reply.meta.value_size bytes in reply.value
 
 # Inside the shard's lock. `force`: rather than ask for frames for the index, forget its oldest

@@ -226,7 +226,7 @@ cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view
     item = _overwrite(cache, view, content, flags, size)
     if item == NULL:
         if view.slot == NULL and not _index_room(cache, shard, request.hash, force, now):
-            return NEED_FRAMES
+            return NEED_INDEX
         if view.was_ghost or (view.slot != NULL and slot_kind(view.slot.low) == SLOT_FLASH):
             queue = QUEUE_MAIN          # it was here before, and somebody wants it again
         if view.slot != NULL and slot_kind(view.slot.low) == SLOT_RAM:

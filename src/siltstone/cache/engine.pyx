@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
-from siltstone.cache.change cimport NEED_FRAMES, NEED_REPLY, change_apply
+from siltstone.cache.change cimport NEED_FRAMES, NEED_INDEX, NEED_REPLY, change_apply
 from siltstone.cache.engine cimport *
 from siltstone.cache.eviction cimport make_room, slot_expired, unlink
 from siltstone.cache.flash cimport (
@@ -311,13 +311,16 @@ cdef int cache_execute(cache_t *cache, request_t *request, record_t *record,
         if status == NEED_REPLY:
             if not _reply_grown(reply):
                 return CACHE_NO_MEMORY
-        elif status == NEED_FRAMES:
-            needed = request.value_size + request.key_size + reply.meta.value_size
-            if not make_room(cache, 2 + <uint32_t>(needed // cache.frame_bytes)):
-                # what is left to give up is the index's oldest flash slots
+        elif status == NEED_INDEX:
+            if not make_room(cache, 1 + cache.index_reserve):
+                # what is left to give up is the group's oldest flash slots
                 if force:
                     break
                 force = True
+        elif status == NEED_FRAMES:
+            needed = request.value_size + request.key_size + reply.meta.value_size
+            if not make_room(cache, 2 + <uint32_t>(needed // cache.frame_bytes)):
+                break
         else:
             return status
     return _refuse(cache, shard, request)
@@ -386,6 +389,7 @@ cdef class CacheEngine:
         cache.frame_bytes = frame_size(cache.arena)
         cache.split_bytes = cache.frame_bytes // 8
         cache.reserve_frames = 8
+        cache.index_reserve = 8 + shards
         cache.item_size_max = 1 << 20
         cache.item_bytes_ram_max = arena.arena.header.limit_bytes // 8
         cache.item_age_s = -1

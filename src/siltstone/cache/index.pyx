@@ -182,9 +182,7 @@ cdef uint32_t _page_take(cache_t *cache, shard_t *shard) noexcept nogil:
     cdef int64_t frame
     cdef uint32_t page, first, number
     if shard.pages_free == 0:
-        # without the reserve: an index that cannot grow makes set fail, and those who evict
-        # shrink the items, never the index
-        frame = frame_take(arena, shard.number + 1, cache.reserve_frames)
+        frame = frame_take(arena, shard.number + 1, cache.index_reserve)
         if frame <= 0:
             return 0
         arena.frames[frame - 1].kind = FRAME_INDEX

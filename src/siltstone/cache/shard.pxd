@@ -91,6 +91,7 @@ cdef struct cache_t:
     uint32_t frame_bytes
     uint32_t split_bytes        # items above this may be cut over frames
     uint32_t reserve_frames     # kept for those who evict
+    uint32_t index_reserve      # frames that the index leaves: items must be able to come and go
     uint32_t evict_cursor       # where make_room looks next
     uint64_t item_size_max
     uint64_t item_bytes_ram_max # larger items go straight to flash
