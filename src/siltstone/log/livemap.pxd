@@ -34,7 +34,7 @@ cdef inline bint live_test(const uint64_t *bits, uint64_t cell) noexcept nogil:
 
 cdef class LiveMap:
     cdef live_header_t *header
-    cdef uint64_t *versions     # a slot: the version whose bits these are, 0 = none
+    cdef uint64_t *versions     # a slot: whose bits these are (live_owner), 0 = nobody's
     cdef uint64_t *bits
     cdef uint64_t words         # a segment
     cdef object _mapping

@@ -2,12 +2,12 @@
 
 One bit for 64 B of flash (a record is at least that long), in a file that is mapped shared, so
 that a store into it survives `kill -9`. A bit is set after the index shows the record and cleared
-before it stops showing it. Beside the bits stands the version whose bits they are: a segment may
-have been opened again, and bits set, without one byte of its new life on the device yet; the bytes
-of its former life must not be taken for what the bits mean.
+before it stops showing it. Beside the bits stands which life of the segment they belong to
+(version and salt): a segment may have been opened again, and bits set, without one byte of its new
+life on the device yet; the bytes of its former life must not be taken for what the bits mean.
 After a power cut or another boot the map is worth nothing unless it was closed clean:
-`trusted()` says which. The file is opened by log/device.py; without one the map
-is anonymous memory. Bits are changed by log.pyx, by any thread, with atomic or/and.
+`trusted()` says which. The file is opened by log/device.py; without one the map is anonymous
+memory. Bits are changed by log.pyx, by any thread, with atomic or/and.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
@@ -89,8 +89,11 @@ cdef class LiveMap:
         """Do the bits say the truth? Same boot (a killed process), or closed clean before."""
         if not self.found or len(boot_id) != 16:
             return False
-        return (self.header.clean == 1
-                or memcmp(self.header.boot_id, <const char *>boot_id, 16) == 0)
+        if self.header.clean == 1:
+            return True
+        # a machine that does not say which boot this is gives zeros
+        return any(boot_id) and memcmp(
+            self.header.boot_id, <const char *>boot_id, 16) == 0
 
     def begin(self, bytes boot_id) -> None:
         """In use from here on: no clean mark until `finish`. On the medium before the return."""

@@ -9,7 +9,8 @@ from siltstone.log.atomics cimport load32
 from siltstone.log.buffers cimport buffers_in_state, word_owner, word_state
 from siltstone.log.format cimport RUN_ALIGNMENT
 from siltstone.log.log cimport segment_info_t
-from siltstone.log.segments cimport segments_count_live, segments_info, segments_lookup
+from siltstone.log.segments cimport (
+    live_owner, segments_count_live, segments_info, segments_lookup)
 from siltstone.log.state cimport (
     BUFFER_FREE, BUFFER_OPEN, BUFFER_WRITING, LATENCY_COUNT, SEGMENT_DRAINING, SEGMENT_FREE,
     SEGMENT_OPEN, STATISTICS_STRIPES, buffer_t, log_t, segment_t, statistics_t, tail_offset,
@@ -86,7 +87,7 @@ cdef int check_segments(log_t *log, bint exact) except -1:
             assert segments_lookup(log, segment.version) < 0
             continue
         assert segments_lookup(log, segment.version) == slot
-        assert log.live_versions[slot] == segment.version
+        assert log.live_versions[slot] == live_owner(segment.version, segment.salt)
         assert counted == bits if exact else counted >= bits
         assert bits <= tail_records(segment.tail)
         assert (segment.state == SEGMENT_OPEN) == (

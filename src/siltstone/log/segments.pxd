@@ -8,6 +8,10 @@ from siltstone.log.state cimport STAT_BAD_OFFSETS, count, log_t
 cdef inline uint64_t version_entry(uint64_t version, uint32_t slot) noexcept nogil:
     return (version << 24) | slot
 
+cdef inline uint64_t live_owner(uint64_t version, uint32_t salt) noexcept nogil:
+    # Whose live bits they are: the version and what tells this life of it from any other.
+    return (version << 24) | (salt & 0xFFFFFF)
+
 cdef inline int64_t segments_lookup(log_t *log, uint64_t version) noexcept nogil:
     # The slot in which this version lies, -1 = gone. One load.
     cdef uint64_t entry = load64(&log.versions[version & log.version_mask])

@@ -183,7 +183,7 @@ cdef void _begin(log_t *log, uint32_t number, uint32_t slot, uint64_t version) n
     store64(&segment.tail, 0)
     # a bit set by a process that died before it could take it back
     segments_clear_live(log, slot)
-    store64(&log.live_versions[slot], version)
+    store64(&log.live_versions[slot], live_owner(version, segment.salt))
     store32(&segment.live_records, 0)
     store32(&segment.state, SEGMENT_OPEN)
 
