@@ -398,7 +398,7 @@ def test_damage_costs_one_record_in_compaction() -> None:
 
 @pytest.mark.parametrize(
     ("buffer_bytes", "buffers", "streams"),
-    [(BLOCK + 1, 6, 4), (0, 6, 4), (BLOCK, 4, 4), (BLOCK, 6, 0), (BLOCK, 20, 17)],
+    [(BLOCK + 1, 6, 4), (0, 6, 4), (BLOCK, 1, 4), (BLOCK, 6, 0), (BLOCK, 20, 17)],
 )
 def test_configurations_that_cannot_work(buffer_bytes: int, buffers: int, streams: int) -> None:
     device = MemoryDevice(8, 4 * BLOCK)
@@ -436,3 +436,13 @@ def test_a_stream_without_a_buffer_waits_for_writers_only() -> None:
     assert log.make_room() == OK
     assert log.try_append(0, 1, b"x" * 3000)[0] == OK
     assert log.try_append(0, 1, b"x" * 3000)[0] != BUSY
+
+
+def test_fewer_buffers_than_streams() -> None:
+    log = small_log(buffers=2, streams=4)
+    stored = [(put(log, number % 4, 1, bytes([number]) * 100)) for number in range(24)]
+    for number, position in enumerate(stored):
+        if log.is_current(position):
+            assert log.read(position) == (1, bytes([number]) * 100)
+    assert log.stats()["buffers_sealed"] >= 10
+    log.check_invariants()

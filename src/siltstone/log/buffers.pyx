@@ -180,10 +180,10 @@ cdef void buffers_repair(log_t *log, uint32_t stream) noexcept nogil:
 
 cdef int64_t buffers_claim(log_t *log) noexcept nogil:
     # The one sealed first, so that a segment's header is on the device early.
-    cdef uint32_t index, tries
+    cdef uint32_t index
     cdef int64_t best
     cdef uint64_t word, best_word = 0, best_order = 0
-    for tries in range(2 * log.buffer_count):
+    for _ in range(2 * log.buffer_count):
         best = -1
         for index in range(log.buffer_count):
             word = load64(&log.buffers[index].word)

@@ -58,7 +58,6 @@ cdef int check_geometry(object device, uint64_t buffer_bytes, uint64_t buffers,
                                  f"device ({device.segment_count}), not {segments}")
     if not 1 <= streams <= STREAMS_MAX:
         raise errors.ConfigError(f"a log has 1 to {STREAMS_MAX} streams, not {streams}")
-    if not streams < buffers <= BUFFERS_MAX:
-        raise errors.ConfigError(
-            f"{streams} streams need {streams + 1} to {BUFFERS_MAX} write buffers, not {buffers}")
+    if not 2 <= buffers <= BUFFERS_MAX:
+        raise errors.ConfigError(f"a log has 2 to {BUFFERS_MAX} write buffers, not {buffers}")
     return 0

@@ -32,7 +32,7 @@ from siltstone.log.segments cimport (
     segments_retire, segments_seal, segments_settled, segments_sweep, segments_unlock,
     version_entry)
 from siltstone.log.state cimport (
-    BUFFER_FREE, BUFFER_SEALED, BUFFER_WRITING, FAILURES_MAX, LATENCY_COUNT, LIVE_CELL,
+    BUFFER_FREE, BUFFER_OPEN, BUFFER_SEALED, BUFFER_WRITING, FAILURES_MAX, LATENCY_COUNT, LIVE_CELL,
     LOG_LAYOUT_VERSION, SEGMENT_OPEN, SEGMENT_SEALED, STATISTICS_STRIPES, STAT_BAD_OFFSETS,
     STAT_BUFFER_READS, STAT_BUFFER_WAITS, STAT_BUFFERS_LOST, STAT_CHECKSUM_FAILURES,
     STAT_DEVICE_BYTES_READ, STAT_DEVICE_BYTES_WRITTEN, STAT_DEVICE_READS, STAT_DEVICE_WRITES,
@@ -128,8 +128,8 @@ cdef int _place(log_t *log, uint32_t number, uint64_t need, uint64_t *offset) no
     cdef stream_t *stream = &log.streams[number]
     cdef buffer_t *buffer
     cdef uint64_t tail
-    cdef int tries, result
-    for tries in range(PLACE_TRIES):
+    cdef int result
+    for _ in range(PLACE_TRIES):
         if stream.segment == 0:
             result = _open_buffer(log, number)
             if result != LOG_OK:
@@ -207,14 +207,14 @@ cdef int log_read(log_t *log, uint64_t position, char *out, uint64_t capacity, u
     cdef uint64_t version = position // log.segment_bytes
     cdef uint64_t offset = position % log.segment_bytes
     cdef int64_t slot, index
-    cdef int tries, result
+    cdef int result
     if offset % RECORD_ALIGNMENT or offset < run_first_record(0):
         count(log, STAT_BAD_OFFSETS, 1)
         return LOG_GONE
     if capacity < RECORD_HEADER_SIZE:
         size[0] = LOG_RECORD_MIN
         return LOG_SHORT
-    for tries in range(READ_TRIES):
+    for _ in range(READ_TRIES):
         slot = segments_lookup(log, version)
         if slot < 0:
             count(log, STAT_READS_GONE, 1)
@@ -361,11 +361,16 @@ cdef bint log_is_live(log_t *log, uint64_t position) noexcept nogil:
 
 cdef int log_write_one(log_t *log) noexcept nogil:
     cdef int64_t claimed = buffers_claim(log), written
-    cdef uint32_t index = <uint32_t>claimed
+    cdef uint32_t index
     cdef buffer_t *buffer
     cdef uint64_t version, started
+    if claimed < 0 and buffers_in_state(log, BUFFER_OPEN) == log.buffer_count:
+        # a small pool, and every buffer is open in some stream: one has to give
+        _seal_oldest(log)
+        claimed = buffers_claim(log)
     if claimed < 0:
         return LOG_NOTHING
+    index = <uint32_t>claimed
     buffer = &log.buffers[index]
     version = buffer.version
     if segments_lookup(log, version) != buffer.slot:
@@ -386,6 +391,29 @@ cdef int log_write_one(log_t *log) noexcept nogil:
     buffers_release(log, index)
     return LOG_OK
 
+cdef void _seal_oldest(log_t *log) noexcept nogil:
+    cdef uint32_t number, index, oldest = log.header.stream_count
+    cdef uint64_t first = 0, version
+    for number in range(log.header.stream_count):
+        index = load32(&log.streams[number].buffer)
+        if index == 0:
+            continue
+        version = load64(&log.buffers[index - 1].version)
+        if oldest == log.header.stream_count or version < first:
+            oldest, first = number, version
+    if oldest < log.header.stream_count and _stream_lock(log, oldest):
+        _seal_open(log, oldest)
+        _stream_unlock(log, oldest)
+
+cdef void _seal_open(log_t *log, uint32_t number) noexcept nogil:
+    # The stream's lock is held. What was open for a forgotten segment is worth nothing.
+    if log.streams[number].buffer == 0:
+        return
+    if segments_lookup(log, log.streams[number].version) < 0:
+        segments_detach(log, number)
+    else:
+        buffers_seal(log, number)
+
 cdef void _write_failed(log_t *log, uint32_t index, uint64_t version, int error) noexcept nogil:
     # Its records are lost, and say so: the version goes at once, the rest when the lock is had.
     cdef uint32_t slot = log.buffers[index].slot
@@ -402,8 +430,8 @@ cdef void _write_failed(log_t *log, uint32_t index, uint64_t version, int error)
         segments_unlock(log)
 
 cdef int log_make_room(log_t *log) noexcept nogil:
-    cdef int tries, result
-    for tries in range(ROOM_WAITS):
+    cdef int result
+    for _ in range(ROOM_WAITS):
         result = log_write_one(log)
         if result != LOG_NOTHING:
             return result
@@ -426,12 +454,8 @@ cdef int log_seal_idle(log_t *log, int64_t now_ms, int64_t age_ms) noexcept nogi
             continue
         if not _stream_lock(log, number):
             return LOG_BUSY
-        if log.streams[number].buffer:
-            if segments_lookup(log, log.streams[number].version) < 0:
-                segments_detach(log, number)
-            else:
-                buffers_seal(log, number)
-            result = LOG_OK
+        _seal_open(log, number)
+        result = LOG_OK
         _stream_unlock(log, number)
     return result
 
