@@ -20,6 +20,7 @@ cdef class Session:
     cdef CacheEngine engine
     cdef Shared shared
     cdef readonly object control
+    cdef public object owner    # whatever the transport wants to find again
     cdef readonly bint paused
     cdef readonly bint closing
     cdef object stream

@@ -26,6 +26,7 @@ class Shared:
 
 class Session:
     control: Any
+    owner: Any
     paused: bool
     closing: bool
     def __init__(self, engine: CacheEngine, control: Any, settings: Any) -> None: ...

@@ -92,6 +92,7 @@ class Settings(SettingsBase):
         256 * MIB, SIZE, "memory of all connections' buffers; beyond it large values are refused"
     )
     receive_size: int = setting(128 * KIB, SIZE, "bytes received at a time", low=4 * KIB)
+    read_threads: int = setting(4, COUNT, "threads for flash reads", low=1, high=256)
     reads_in_flight_max: int = setting(
         256, COUNT, "flash reads of all connections at a time", low=1
     )
