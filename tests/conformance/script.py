@@ -11,8 +11,8 @@ r"""Conformance scripts: plain text files of requests and the replies that must 
     < (nothing)                 no reply at all
     < (closed)                  and the connection is closed
 
-In requests and replies \xNN is a byte, {K*251} repeats, \n$ at the end of a request line leaves out the CR,
-\$ leaves out the line's end.
+In requests and replies \xNN is a byte and {K*251} repeats; at the end of a request line \n$ leaves
+out the CR, \$ the line's end.
 """
 
 from __future__ import annotations
