@@ -22,6 +22,7 @@ from rich.table import Table
 
 import siltstone
 from siltstone import codecs, config, errors, segment_map
+from siltstone.cache.existing import existing_options
 from siltstone.client import MemcachedClient
 from siltstone.clock import SYSTEM_CLOCK
 from siltstone.serve.settings import Settings
@@ -220,7 +221,7 @@ def _opened(path: Path) -> Iterator[siltstone.Cache]:
     """The cache in a directory that holds one; nothing is created."""
     if not path.is_dir():
         raise errors.EnvironmentFailure(f"{path}: no such directory")
-    cache = siltstone.Cache.existing(path)
+    cache = siltstone.Cache(**existing_options(path))
     try:
         yield cache
     finally:

@@ -1,0 +1,55 @@
+"""What a data directory says of its cache, so that tools open it as its owner did.
+
+Reads the text of `lock` (attachment.py writes it, and keeps the sizes there after the last close).
+Opens no cache and creates nothing. For the command line, on its one thread.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from siltstone.config import CacheSettings
+from siltstone.errors import WrongFormat
+from siltstone.log.device import open_lock_file
+
+DOOR_TEXT_BYTES: Final = 1024
+# name in the lock file's text: name of the setting
+SIZES: Final = {
+    "ram": "ram",
+    "flash": "flash",
+    "segment": "segment_size",
+    "buffer": "buffer_size",
+    "buffers": "buffers",
+}
+
+
+def existing_options(path: Path) -> dict[str, Any]:
+    """The options for `Cache` that open what is in `path`; WrongFormat when that is no cache."""
+    lock = path / "lock"
+    door = _door(lock) if lock.is_file() else None
+    if door is None or not set(SIZES) <= set(door):
+        raise WrongFormat(f"{path} holds no cache", path=str(path))
+    options: dict[str, Any] = {name: door[key] for key, name in SIZES.items()}
+    if door.get("files"):
+        options["files"] = door["files"]
+        del options["flash"]
+    if door.get("private"):
+        options["arena"] = "private"
+    return {"path": path, **options}
+
+
+def existing_settings(path: Path) -> CacheSettings:
+    """The same as settings."""
+    return CacheSettings(**existing_options(path))
+
+
+def _door(path: Path) -> dict[str, Any] | None:
+    with open_lock_file(path, create=False) as lock:
+        text = lock.read(0, DOOR_TEXT_BYTES).strip(b"\0 \n")
+    try:
+        door = json.loads(text)
+    except ValueError:
+        return None
+    return door if isinstance(door, dict) else None

@@ -1,0 +1,85 @@
+"""Every Python block of README and docs runs as it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from siltstone import config
+from siltstone.client import MemcachedClient
+from siltstone.errors import EnvironmentFailure
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = [
+    pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES
+    for number, block in enumerate(FENCE.findall(page.read_text()))
+]
+PORT = "11211"  # as the documents have it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS)
+def test_documented_python_runs(block: str, tmp_path: Path, free_port: Callable[[], int]) -> None:
+    server = None
+    if PORT in block:
+        port = str(free_port())
+        block = block.replace(PORT, port)
+        server = start_server(tmp_path, port)
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-W", "error", "-c", block],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+    finally:
+        if server:
+            server.terminate()
+            assert server.wait(30) == 0
+
+
+def start_server(directory: Path, port: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "siltstone.cli", "serve", "--data", str(directory / "data")]
+    command += ["--memcached", f"127.0.0.1:{port}", "--ram", "16MiB", "--flash", "32MiB"]
+    server = subprocess.Popen(command, env={**os.environ, "SILTSTONE_CONFIG": ""})
+    for _ in range(1000):
+        try:
+            MemcachedClient(f"127.0.0.1:{port}").close()
+        except EnvironmentFailure:
+            assert server.poll() is None
+            # nothing to wait on: the port opens when it opens
+            subprocess.run([sys.executable, "-c", "import time; time.sleep(0.05)"], check=True)
+        else:
+            return server
+    raise AssertionError("the server did not start")
+
+
+def test_the_readme_shows_both_ways_of_use() -> None:
+    blocks = FENCE.findall((ROOT / "README.md").read_text())
+    assert any("siltstone.Cache(" in block for block in blocks)
+    assert any("pymemcache" in block for block in blocks)
+    assert all(len(block.strip().splitlines()) <= 12 for block in blocks)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            if "format.md" not in target or (ROOT / "docs" / "format.md").exists():
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_toml_of_the_documents_is_accepted(tmp_path: Path) -> None:
+    from siltstone.serve.settings import Settings
+
+    text = "[cache]\npath = '/var/lib/siltstone'\nram = '1GiB'\nflash = '100GiB'\n"
+    file = tmp_path / "siltstone.toml"
+    file.write_text(text + "[memcached]\nlisten = ['127.0.0.1:11211']\n")
+    assert config.load([config.CacheSettings, Settings], file=file)["cache"].ram == config.GIB
