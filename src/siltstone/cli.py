@@ -129,9 +129,9 @@ def serve(
     ] = 0,
 ) -> int:
     """Run the server in the foreground: a cache, over the memcached protocol."""
+    settings = _load(file, _flags(setting, data=data, memcached=memcached, ram=ram, flash=flash))
     from siltstone.daemon import run_server
 
-    settings = _load(file, _flags(setting, data=data, memcached=memcached, ram=ram, flash=flash))
     return run_server(settings["cache"], settings["memcached"], verbose)
 
 
@@ -397,9 +397,17 @@ def stats(
     table = Table(show_header=False, show_edge=False)
     table.add_column("name")
     table.add_column("value", justify="right", overflow="fold")
-    for name, value in values.items():
+    for name, value in _flat(values):
         table.add_row(name, str(value))
     out.print(table, markup=False)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _number(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def shell(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """A cache that somebody else has open, as a rule the case."""
     path = tmp_path / "cache"
     with siltstone.Cache(path, ram="8MiB", flash="16MiB") as cache:
         cache["text"] = "käse"
@@ -54,7 +56,7 @@ def directory(tmp_path: Path) -> Path:
         cache["object"] = {"a": [1, 2]}
         cache[b"bytes"] = b"\x00\xff"
         cache[(1, "x")] = "tuple"
-    return path
+        yield path
 
 
 def one_line(text: str) -> bool:

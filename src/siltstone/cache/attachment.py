@@ -156,7 +156,7 @@ class Attachment:
         ]
 
     def _read_door(self) -> dict[str, Any]:
-        if self.lock is None or self.private:
+        if self.lock is None:
             return {}
         text = self.lock.read(0, _DOOR_TEXT_BYTES).strip(b"\0 \n")
         try:
@@ -166,7 +166,7 @@ class Attachment:
         return door if isinstance(door, dict) else {}
 
     def _write_door(self) -> None:
-        if self.lock is None or self.private:
+        if self.lock is None:
             return
         text = json.dumps(self.door).encode().ljust(_DOOR_TEXT_BYTES)
         self.lock.write(0, text)
@@ -226,20 +226,28 @@ class Attachment:
         self.door = self._describe(descriptor)
 
     def _describe(self, descriptor: int) -> dict[str, Any]:
-        device, inode = identity(descriptor) if descriptor >= 0 else (0, 0)
+        if self.private:
+            return self._sizes()
+        device, inode = identity(descriptor)
         return {
-            "layout": LAYOUT,
+            **self._sizes(),
             "boot": boot_id().hex(),
             "arena": self.arena_path or "memfd",
             "device": device,
             "inode": inode,
-            "ram": self.settings.ram,
-            "flash": self.settings.flash,
-            "segment": self.settings.segment_size,
-            "buffer": self.settings.buffer_size,
-            "buffers": self.settings.buffers,
             "pid": os.getpid(),
         }
+
+    def _sizes(self) -> dict[str, Any]:
+        """What a tool must know to open this cache as it was (cache/existing.py)."""
+        sizes = self._wanted()
+        if self.private:
+            sizes["private"] = True
+        if self.settings.files:
+            sizes["files"] = [[str(path), size] for path, size in self.settings.files]
+            if len(json.dumps(sizes)) > _DOOR_TEXT_BYTES // 2:
+                sizes["files"] = []  # too many for the text: who opens it must name them
+        return sizes
 
     def _make_arena_file(self) -> int:
         settings = self.settings
@@ -424,7 +432,7 @@ class Attachment:
             restart.save(self)
         if self.arena_path:
             remove_files([self.arena_path])
-        self.door = {}
+        self.door = self._sizes()  # without an arena: there is none
         self._write_door()
 
     def _abandon(self) -> None:

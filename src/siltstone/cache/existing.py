@@ -32,7 +32,9 @@ def existing_options(path: Path) -> dict[str, Any]:
     if door is None or not set(SIZES) <= set(door):
         raise WrongFormat(f"{path} holds no cache", path=str(path))
     options: dict[str, Any] = {name: door[key] for key, name in SIZES.items()}
-    if door.get("files"):
+    if "files" in door:
+        if not door["files"]:
+            raise WrongFormat(f"{path} lies on files of other names; open it with its settings")
         options["files"] = door["files"]
         del options["flash"]
     if door.get("private"):
