@@ -81,6 +81,7 @@ cdef void _repair_segment(log_t *log, uint32_t slot) noexcept nogil:
         if listed:
             store64(entry, 0)
         store64(&segment.version, 0)
+        _repair_reservation(log, slot)
     elif segment.state == SEGMENT_OPEN and stream.segment != slot + 1:
         if listed:
             store64(entry, 0)
@@ -90,6 +91,14 @@ cdef void _repair_segment(log_t *log, uint32_t slot) noexcept nogil:
     if segment.state == SEGMENT_SEALED and stream.segment == slot + 1:
         stream.last_version = segment.version
         store32(&stream.segment, 0)
+
+cdef void _repair_reservation(log_t *log, uint32_t slot) noexcept nogil:
+    cdef segment_t *segment = &log.segments[slot]
+    cdef stream_t *stream
+    if segment.reserved_for:
+        stream = &log.streams[segment.reserved_for - 1]
+        if stream.next_slots[0] != slot + 1 and stream.next_slots[1] != slot + 1:
+            segment.reserved_for = 0
 
 # Opening and sealing: the stream's lock is held ---------------------------------------------
 
