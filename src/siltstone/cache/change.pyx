@@ -289,7 +289,8 @@ cdef void _fill(cache_t *cache, view_t *view, content_t *content, item_t *item) 
         at += view.value_size
     item_write(cache, item, at, content.after, content.after_size)
 
-cdef int _too_large(cache_t *cache, shard_t *shard, request_t *request, view_t *view) noexcept nogil:
+cdef int _too_large(cache_t *cache, shard_t *shard, request_t *request,
+                    view_t *view) noexcept nogil:
     count(cache, COUNT_STORE_TOO_LARGE, 1)
     if request.op == OP_SET and view.slot != NULL:
         unlink(cache, shard, request.hash, view.slot)

@@ -173,7 +173,8 @@ cdef int _found_or_left(cache_t *cache, shard_t *shard, uint64_t hash, read_t *c
         count(cache, COUNT_GET_MISSES, 1)
     return status
 
-cdef bint _remove_exact(cache_t *cache, shard_t *shard, uint64_t hash, uint64_t word) noexcept nogil:
+cdef bint _remove_exact(cache_t *cache, shard_t *shard, uint64_t hash,
+                        uint64_t word) noexcept nogil:
     # The slot goes if it still says the very same place. A miss must stay a miss.
     cdef slot_t *slot
     if not shard_enter(cache, shard):
@@ -190,8 +191,9 @@ cdef void cache_copy(read_t *cursor, char *destination) noexcept nogil:
     # to the item since, these bytes lie inside the arena.
     if cursor.value != NULL:
         memcpy(destination, cursor.value, cursor.value_size)
-    elif not item_read_checked(<cache_t *>cursor.cache, <item_t *>cursor.item,
-                               item_key_size(<item_t *>cursor.item), destination, cursor.value_size):
+    elif not item_read_checked(
+            <cache_t *>cursor.cache, <item_t *>cursor.item, item_key_size(<item_t *>cursor.item),
+            destination, cursor.value_size):
         cursor.sequence = 1         # never equal: cache_found says no
 
 cdef bint cache_found(cache_t *cache, read_t *cursor) noexcept nogil:

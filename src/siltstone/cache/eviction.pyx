@@ -38,7 +38,7 @@ cdef enum:
     MODE_COMPACT = 1
     GHOST_SHARE = 4             # ghosts remembered: items in RAM / this
     LOW_TTL_MIN_MS = 2000       # what expires sooner never goes to flash
-    WAITS_MAX = 1000            # of 1 ms for a write in flight elsewhere; then the caller is refused
+    WAITS_MAX = 1000            # of 1 ms for a write in flight elsewhere; then refused
 
 # Taking items away --------------------------------------------------------------------------
 
@@ -133,7 +133,8 @@ cdef uint32_t _victim(cache_t *cache, shard_t *shard, int *mode) noexcept nogil:
     mode[0] = MODE_EVICT
     return shard.queue[_queue_in_excess(shard)].head
 
-cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now, demotion_t *demotion) noexcept nogil:
+cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now,
+                    demotion_t *demotion) noexcept nogil:
     cdef int mode = MODE_EVICT, queue, result
     cdef uint32_t number = _victim(cache, shard, &mode), place = 0, end, size
     cdef frame_t *frame
@@ -198,7 +199,8 @@ cdef int _retire(cache_t *cache, shard_t *shard, item_t *item, int queue, int mo
             return ROOM_MADE
     return _demote(cache, shard, hash, slot, item, queue, now, demotion)
 
-cdef bint _move(cache_t *cache, shard_t *shard, slot_t *slot, item_t *item, int queue) noexcept nogil:
+cdef bint _move(cache_t *cache, shard_t *shard, slot_t *slot, item_t *item,
+                int queue) noexcept nogil:
     # Copy the item to the young end of `queue`, from the frames kept in reserve if need be.
     cdef item_t *copy = item_new(cache, shard, queue, 0, item.flags, item_key_size(item),
                                  item.value_size)
@@ -254,7 +256,8 @@ cdef int _demote(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, it
         unlink(cache, shard, hash, slot)    # its segment was forgotten meanwhile
     return ROOM_MADE
 
-cdef int _drop(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, int queue) noexcept nogil:
+cdef int _drop(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot,
+               int queue) noexcept nogil:
     cdef uint64_t low = slot.low
     if cache.evict_forbidden:
         return ROOM_NONE

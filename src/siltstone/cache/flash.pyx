@@ -72,7 +72,8 @@ cdef int _write(source_t *source, flash_item_t *head, uint64_t tag, uint32_t str
     cdef part_t spans[SPANS_MAX]
     cdef cache_t *cache = source.cache
     cdef uint64_t largest = log_record_bytes_max(cache.log)
-    cdef uint64_t fixed = sizeof(flash_item_t) + flash_key_size(head) + (8 if head.flags & ITEM_TAG else 0)
+    cdef uint64_t fixed = sizeof(flash_item_t) + flash_key_size(head) + (
+        8 if head.flags & ITEM_TAG else 0)
     cdef uint32_t count
     cdef int result
     if cache.frame_bytes * <uint64_t>(SPANS_MAX // 2) < largest:
