@@ -162,14 +162,31 @@ cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now,
         if (<item_t *>entry).kind == KIND_HEAD:
             result = _retire(cache, shard, <item_t *>entry, queue, mode, now, demotion)
         elif (<item_t *>entry).kind == KIND_PART:
-            result = ROOM_MADE if part_move(
-                cache, shard, queue, 0, <item_part_t *>entry) else ROOM_NONE
+            if mode != MODE_COMPACT or not part_move(cache, shard, queue, 0, <item_part_t *>entry):
+                # its item goes, and may take more of this frame along: look at it afresh
+                return _retire_owner(cache, shard, <item_part_t *>entry, now, demotion)
+            result = ROOM_MADE
         if result == ROOM_MADE and last:
             return ROOM_MADE        # the frame is another's now: do not look at it again
         if result != ROOM_MADE and result != ROOM_KEPT:
             return result
         place += size
     return ROOM_KEPT
+
+cdef int _retire_owner(cache_t *cache, shard_t *shard, item_part_t *part, int64_t now,
+                       demotion_t *demotion) noexcept nogil:
+    cdef item_t *head = item_at(cache, part.prev)
+    cdef uint32_t number
+    while head.kind == KIND_PART:
+        head = item_at(cache, (<item_part_t *>head).prev)
+    if head.kind != KIND_HEAD:
+        count(cache, COUNT_BAD_OFFSETS, 1)
+        shard_clear(cache, shard)
+        return ROOM_MADE
+    number = <uint32_t>((item_offset(cache, head) - cache.arena.header.frames_offset)
+                        >> cache.arena.header.frame_shift)
+    return _retire(cache, shard, head, <int>(cache.arena.frames[number].kind & ~FRAME_CLOSED)
+                   - FRAME_ITEMS, MODE_EVICT, now, demotion)
 
 cdef int _retire(cache_t *cache, shard_t *shard, item_t *item, int queue, int mode, int64_t now,
                  demotion_t *demotion) noexcept nogil:
@@ -182,8 +199,8 @@ cdef int _retire(cache_t *cache, shard_t *shard, item_t *item, int queue, int mo
         count(cache, COUNT_BAD_OFFSETS, 1)
         item_free(cache, shard, item)
         return ROOM_MADE
-    if mode == MODE_COMPACT:
-        return ROOM_MADE if _move(cache, shard, slot, item, queue) else ROOM_NONE
+    if mode == MODE_COMPACT and _move(cache, shard, slot, item, queue):
+        return ROOM_MADE    # else there is no room for a copy: it is evicted like others
     if item.flags & ITEM_EXPIRY and item_expiry(item)[0] and item_expiry(item)[0] <= now:
         count(cache, COUNT_RECLAIMED, 1)
         if not slot.low & SLOT_FETCHED:
