@@ -466,7 +466,10 @@ class Attachment:
 
     def clear(self) -> None:
         """Everything stored so far is gone."""
-        self.engine.flush_at(1)  # a time that is past: now, whatever the clock's grain
+        self.clear_at(1)  # a time that is past: now, whatever the clock's grain
+
+    def clear_at(self, due_ms: int) -> None:
+        self.engine.flush_at(due_ms)
         self._note_flush()
 
     def _note_flush(self) -> None:

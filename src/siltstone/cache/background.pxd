@@ -10,10 +10,10 @@ cdef class Background:
     cdef int stopping
     cdef bint leads
     cdef uint32_t free_low          # frames: below it room is made before a set needs it
-    cdef readonly uint32_t compact_under
-    cdef double max_fragmentation
-    cdef bint drop_unread
-    cdef uint32_t drop_under
+    cdef public uint32_t compact_under
+    cdef public double max_fragmentation
+    cdef public bint drop_unread
+    cdef public uint32_t drop_under
     cdef int64_t flush_idle_ms
     cdef uint64_t *cas_ceiling      # in the live map; NULL without one
     cdef object _thread

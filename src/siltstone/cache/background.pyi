@@ -5,6 +5,9 @@ class Background:
     engine: CacheEngine
     live_map: LiveMap | None
     compact_under: int
+    drop_under: int
+    drop_unread: bool
+    max_fragmentation: float
     def __init__(
         self,
         engine: CacheEngine,

@@ -24,7 +24,7 @@ from siltstone.cache.report import Report
 from siltstone.cache.sweep import scan, sweep
 from siltstone.clock import SYSTEM_CLOCK, Clock
 from siltstone.codecs import Key
-from siltstone.config import CacheSettings, build, parse_duration
+from siltstone.config import CacheSettings, build, parse_duration, parse_size
 
 V = TypeVar("V")
 TTL = float | int | str | timedelta | None
@@ -302,6 +302,34 @@ class Cache(Face):
         """Delete everything."""
         self._check_open()
         self._attachment.clear()
+
+    def clear_at(self, due_ms: int) -> None:
+        """Delete what was stored before `due_ms` (Unix) once that time comes; a later call
+        replaces one that has not come."""
+        self._check_open()
+        self._attachment.clear_at(due_ms)
+
+    def resize(self, ram: int | str) -> None:
+        """Another memory limit, at most `ram_max`; what is too much is evicted soon."""
+        self._check_open()
+        self.engine.arena.set_limit(parse_size(ram))
+
+    def tune(self, name: str, value: float) -> None:
+        """Change a setting while running; ConfigError for one that cannot change."""
+        self._check_open()
+        background = self._attachment.background
+        changed: dict[str, Any] = {}
+        if name in ("compact_under", "drop_under", "max_fragmentation"):
+            setattr(background, name, value)
+        elif name in ("item_size_min", "recache_rate"):
+            changed[name] = int(value)
+        elif name in ("item_age", "low_ttl"):
+            changed[f"{name}_s"] = int(value)
+        elif name == "drop_unread":
+            background.drop_unread = changed[name] = bool(value)
+        else:
+            raise errors.ConfigError(f"{name} cannot change while the cache is open")
+        self.engine.configure(**changed)
 
     def flush(self) -> None:
         """Hand what waits in write buffers to the operating system. Deletes nothing; to delete

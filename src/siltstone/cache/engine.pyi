@@ -19,6 +19,7 @@ class CacheEngine:
         evict: bool | None = None,
         cas: bool | None = None,
         drop_unread: bool | None = None,
+        item_size_min: int | None = None,
     ) -> None: ...
     def flush_at(self, due_ms: int) -> None: ...
     @property

@@ -409,7 +409,8 @@ cdef class CacheEngine:
     def configure(self, *, item_size_max: int | None = None, item_age_s: int | None = None,
                   low_ttl_s: int | None = None, recache_rate: int | None = None,
                   evict: bool | None = None, cas: bool | None = None,
-                  drop_unread: bool | None = None) -> None:
+                  drop_unread: bool | None = None,
+                  item_size_min: int | None = None) -> None:
         """Change what may change while running; None leaves a setting as it is."""
         if item_size_max is not None:
             self.cache.item_size_max = item_size_max
@@ -425,6 +426,8 @@ cdef class CacheEngine:
             self.cache.cas_disabled = not cas
         if drop_unread is not None:
             self.cache.drop_unread = drop_unread
+        if item_size_min is not None:
+            self.cache.item_size_min = item_size_min
 
     def flush_at(self, due_ms: int) -> None:
         """Everything stored before `due_ms` (Unix) is gone once that time comes.

@@ -375,6 +375,14 @@ cdef class Arena:
     def frames_limit(self) -> int:
         return self.arena.header.frame_count_limit
 
+    def set_limit(self, limit_bytes: int) -> None:
+        """Another memory limit from now on. Below what is in use: the engine must evict."""
+        if limit_bytes > self.arena.header.mapped_bytes:
+            raise errors.ConfigError(
+                f"the memory limit can be raised to {self.arena.header.mapped_bytes} bytes at "
+                "most while running; set ram_max higher at the start")
+        frame_set_limit(&self.arena, limit_bytes)
+
     @property
     def limit_bytes(self) -> int:
         return self.arena.header.limit_bytes

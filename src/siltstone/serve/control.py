@@ -389,12 +389,10 @@ class Control:
                 if any(not 1 <= (number or 0) <= CLASS_MAX for number in numbers):
                     return b"BADCLASS invalid src or dst class id\r\n"
                 return b"NOSPARE source class has no spare pages\r\n"
-            case [b"automove", b"ratio" | b"freeratio" as name, value]:
+            case [b"automove", b"ratio" | b"freeratio", value]:
                 number = _float(value)
                 if number is None or not 0 <= number <= 1:
                     return ERROR
-                if name == b"freeratio":
-                    self.cache.tune("free_ratio", number)
                 return OK
             case [b"automove", b"window", value]:
                 return ERROR if _unsigned(value) is None else OK

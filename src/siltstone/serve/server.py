@@ -22,11 +22,14 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from siltstone.cache.cache import Cache
+from siltstone.cache.engine import CacheEngine
 from siltstone.errors import ConfigError, EnvironmentFailure
 from siltstone.log.workers import Completions, WorkerPool
-from siltstone.serve.control import Backend, Control
+from siltstone.serve.backend import CacheBackend
+from siltstone.serve.control import Control
 from siltstone.serve.memcache import Session, completed
 from siltstone.serve.settings import Settings, split_address
 
@@ -35,12 +38,6 @@ log = logging.getLogger("siltstone.serve")
 TOO_MANY = b"ERROR Too many open connections\r\n"
 RETRY_SECONDS = 0.001  # when the pool's queue is full
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Closable(Backend, Protocol):
-    """A cache that the server closes when it has stopped."""
-
-    def close(self) -> None: ...
 
 
 # One connection -----------------------------------------------------------------------------
@@ -141,10 +138,10 @@ class Connection(asyncio.Protocol):
 class Server:
     """Listens, and answers. `start()` once, then `stop()` once."""
 
-    def __init__(self, cache: Backend, settings: Settings, control: Control | None = None) -> None:
-        self.cache = cache
+    def __init__(self, engine: CacheEngine, settings: Settings, control: Control) -> None:
+        self.engine = engine
         self.settings = settings
-        self.control = control or Control(cache, settings)
+        self.control = control
         self.control.shutdown = self.control.shutdown or self.request_stop
         self.control.connections = self.describe
         self.counters = self.control.counters
@@ -256,7 +253,7 @@ class Server:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         transport.set_write_buffer_limits(high=self.settings.output_size_max)
-        connection.session = Session(self.cache.engine, self.control, self.settings)
+        connection.session = Session(self.engine, self.control, self.settings)
         connection.session.owner = connection
         connection.last = self.time()
         self._numbers += 1
@@ -423,7 +420,7 @@ def port_lines(server: Server) -> str:
 
 
 async def serve(
-    cache: Closable,
+    cache: Cache,
     settings: Settings,
     control: Control | None = None,
     *,
@@ -433,7 +430,8 @@ async def serve(
 
     `ready` is called once it listens.
     """
-    server = Server(cache, settings, control)
+    control = control or Control(CacheBackend(cache), settings)
+    server = Server(cache.engine, settings, control)
     loop = asyncio.get_running_loop()
     signals = (*STOP_SIGNALS, signal.SIGUSR1)
     try:
@@ -461,7 +459,7 @@ def _write_ports(server: Server) -> None:
 
 
 def run(
-    cache: Closable,
+    cache: Cache,
     settings: Settings,
     control: Control | None = None,
     *,
