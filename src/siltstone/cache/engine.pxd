@@ -74,8 +74,8 @@ cdef struct meta_t:
     bint fetched            # hit before (state before this command)
     bint stale              # meta X
     bint won                # meta W: the caller may refresh
-    bint lost               # meta Z: somebody won before this command. After cache_find, stale and
-                            # not lost: the win is to be had by OP_META_GET
+    bint lost               # meta Z: somebody won before this command. After cache_find (on flash,
+                            # too), stale and not lost: the win is to be had by OP_META_GET
     bint on_flash
     bint str_key
 

@@ -74,6 +74,7 @@ cdef int _look(cache_t *cache, shard_t *shard, const char *key, uint32_t key_siz
     cursor.position = slot_location(low) * LOG_ALIGNMENT
     if cache.log == NULL or not log_current(cache.log, cursor.position):
         return LOOK_REMOVE
+    _slot_meta(&cursor.meta, low)
     return CACHE_FLASH
 
 cdef int _look_ram(cache_t *cache, const char *key, uint32_t key_size, read_t *cursor,

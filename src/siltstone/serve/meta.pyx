@@ -382,6 +382,8 @@ cdef int fetch_meta(session_t *s, flags_t *f, const char *line, uint64_t hash,
     cdef int status
     if s.parked_count == PARKED_MAX:
         return CACHE_WOULD_BLOCK
+    if cursor.meta.stale and not cursor.meta.lost:
+        return CACHE_FLASH
     status = cache_fetch(s.cache, f.key, f.key_size, hash, cursor, &s.record, LOG_NOWAIT)
     if status == CACHE_FOUND:
         if cursor.meta.stale and not cursor.meta.lost:
