@@ -331,7 +331,7 @@ def table(outcome: Outcome) -> Table:
     row("items", f"{len(outcome.items):,}")
     row("user bytes (keys and values)", human_size(user))
     row("  against the memory limit", f"{user / outcome.ram:.1f} x")
-    row("bytes in RAM", human_size(statistics.get("ram_bytes_used", 0)))
+    row("bytes in RAM", human_size(statistics.get("bytes_ram", 0)))
     row("bytes on flash", human_size(statistics.get("extstore_bytes_used", 0)))
     for phase, text in ((first, "before"), (second, "after")):
         flash = phase.statistics.get("get_extstore", 0)

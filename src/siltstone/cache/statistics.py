@@ -35,6 +35,37 @@ def collect(attachment: Attachment) -> dict[str, Any]:
     stats["frames_limit"] = arena.frames_limit
     stats["eviction_policy"] = "s3-fifo"
     if attachment.log is not None:
-        stats["log"] = attachment.log.stats()
         stats["restored_items"] = attachment.restored
+        log = attachment.log.stats()
+        stats |= _device(stats, log)
+        stats["log"] = log
     return stats
+
+
+def _device(stats: dict[str, Any], log: dict[str, Any]) -> dict[str, Any]:
+    """What the device did: bytes, errors, times; bytes written for each byte stored."""
+    stored = stats["flash_write_bytes"]
+    return {
+        "device_reads": log["device_reads"],
+        "device_writes": log["device_writes"],
+        "device_bytes_read": log["device_bytes_read"],
+        "device_bytes_written": log["device_bytes_written"],
+        "device_read_errors": log["read_errors"],
+        "device_write_errors": log["write_errors"],
+        "device_read_p50_us": percentile_us(log["read_latency_us"], 0.5),
+        "device_read_p99_us": percentile_us(log["read_latency_us"], 0.99),
+        "device_write_p50_us": percentile_us(log["write_latency_us"], 0.5),
+        "device_write_p99_us": percentile_us(log["write_latency_us"], 0.99),
+        "write_amplification": round(log["device_bytes_written"] / stored, 3) if stored else 0.0,
+    }
+
+
+def percentile_us(buckets: list[int], share: float) -> int:
+    """Upper end of the bucket that holds the percentile; bucket n: [2^n, 2^(n+1)) us."""
+    total = sum(buckets)
+    below = 0
+    for number, count in enumerate(buckets):
+        below += count
+        if total and below >= share * total:
+            return 1 << (number + 1)
+    return 0
