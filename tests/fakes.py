@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ class SeededRandom:
 @dataclasses.dataclass
 class Fault:
     """What happens to the n-th call (from 1, counted for each kind of call) and, with `last`, to
-    all from the n-th to the `last`-th.
+    all from the n-th to the `last`-th. Writes of nothing but zeros (new segments) are not counted.
 
     `error`: errno to fail with. `keep`: bytes of a write that still reach the device before it
     fails, or bytes that a read returns. `before`: called first (a delay, a barrier).
@@ -76,6 +77,7 @@ class FaultDevice(Device):
     def __init__(self, inner: Device, *faults: Fault) -> None:
         self.inner = inner
         self.faults = list(faults)
+        self.full = False  # writes of zeros, which make the file grow, fail with ENOSPC
         self.calls = {"read": 0, "write": 0, "sync": 0}
         self.growable = inner.growable
         self.handle = DeviceHandle.of_object(
@@ -127,7 +129,9 @@ class _Faulty:
         return data if fault is None or fault.keep is None else data[: fault.keep]
 
     def write(self, slot: int, offset: int, data: bytes) -> None:
-        fault = self._device.fault("write")
+        if self._device.full and not any(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fault = self._device.fault("write") if any(data) else None
         if fault is None or not fault.error:
             self._device.inner.write(slot, offset, data)
             return
@@ -181,6 +185,7 @@ class CrashDevice(Device):
                 engine, bytes(16), segment_bytes, segment_count, segment_count
             )
             self.write_superblock()
+            self.start, self.events = bytes(self.content), []
         else:
             self.superblock = newest(bytes(self.content[:FIRST_DATA_OFFSET]), "image")
 

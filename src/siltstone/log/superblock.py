@@ -22,9 +22,11 @@ stable position, the engine's words) counts in file 0 alone.
         96     4  flags: 1 = closed cleanly
        100     4  zero
        104     8  stable position
-       112     8  position of the newest checkpoint
+       112     8  position of the newest checkpoint's first record; 0 = none
        120     8  position of the one before
-       128   128  the engine's own
+       128     4  slot in which the newest begins
+       132     4  slot in which the one before begins
+       136   120  the engine's own
        256   256  zero
 """
 
@@ -42,11 +44,11 @@ SUPERBLOCK_SIZE = 512
 COPY_DISTANCE = 4096
 COPIES = 2
 FIRST_DATA_OFFSET = 8192  # two copies, a block each; segments start block-aligned
-ENGINE_DATA_SIZE = 128
+ENGINE_DATA_SIZE = 120
 FLAG_CLEAN = 1
 VERSION_OFFSET = 12
 
-_LAYOUT = struct.Struct("<8sIIQ16s16sQIIHHI16sIIQQQ128s256x")
+_LAYOUT = struct.Struct("<8sIIQ16s16sQIIHHI16sIIQQQII120s256x")
 assert _LAYOUT.size == SUPERBLOCK_SIZE
 
 
@@ -66,6 +68,8 @@ class Superblock:
     stable_position: int = 0
     checkpoint_position: int = 0
     checkpoint_before: int = 0
+    checkpoint_slot: int = 0
+    checkpoint_before_slot: int = 0
     engine_data: bytes = bytes(ENGINE_DATA_SIZE)
 
     def pack(self) -> bytes:
@@ -89,6 +93,8 @@ class Superblock:
             self.stable_position,
             self.checkpoint_position,
             self.checkpoint_before,
+            self.checkpoint_slot,
+            self.checkpoint_before_slot,
             self.engine_data,
         )
         return body[:8] + crc32c(body[12:]).to_bytes(4, "little") + body[12:]
@@ -149,7 +155,9 @@ def unpack(data: bytes, path: str) -> Superblock:
         stable_position=fields[15],
         checkpoint_position=fields[16],
         checkpoint_before=fields[17],
-        engine_data=fields[18],
+        checkpoint_slot=fields[18],
+        checkpoint_before_slot=fields[19],
+        engine_data=fields[20],
     )
 
 

@@ -14,6 +14,7 @@ import threading
 import weakref
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENODATA, ENOMEM, EOPNOTSUPP, ESHUTDOWN, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
@@ -574,6 +575,11 @@ cdef class DeviceHandle:
             raise DeviceFailed(-result, f"sync of {', '.join(self.names)} failed: "
                                f"{os.strerror(-result)}")
 
+    def mark_written(self):
+        """Let the next sync cover every file: another process may have left unsynced bytes."""
+        for number in range(self.device.file_count):
+            store32(&self.device.files[number].written, 1)
+
     def _failed(self, what, slot, offset, number):
         text = "the file ends before" if number == ENODATA else os.strerror(number)
         return DeviceFailed(number, f"{what} failed at {self.describe(slot, offset)}: {text}")
@@ -604,12 +610,12 @@ def punch_hole(int fd, uint64_t offset, uint64_t size):
         raise OSError(-result, os.strerror(-result))
 
 
-def read_at(int fd, uint64_t offset, uint64_t size):
+def read_at(fd, offset, size):
     """What a lock file says: at most `size` bytes from `offset`."""
     return os.pread(fd, size, offset)
 
 
-def write_at(int fd, uint64_t offset, data, sync=False):
+def write_at(fd, offset, data, sync=False):
     os.pwrite(fd, data, offset)
     if sync:
         os.fdatasync(fd)
@@ -776,12 +782,7 @@ cdef void python_job_run(job_t *job) noexcept with gil:
     except BaseException as error:
         threading.excepthook(threading.ExceptHookArgs(
             (type(error), error, error.__traceback__, threading.current_thread())))
-    decref(self)
-
-
-cdef extern from "Python.h":
-    void incref "Py_INCREF"(object)
-    void decref "Py_DECREF"(object)
+    Py_DECREF(self)
 
 
 cdef class WorkerPool:
@@ -831,11 +832,11 @@ cdef class WorkerPool:
         work.function = function
         work.job.run = python_job_run
         work.job.owner = <void *>work
-        incref(work)
+        Py_INCREF(work)
         with nogil:
             result = pool_submit(&self.pool, &work.job)
         if result != 0:
-            decref(work)
+            Py_DECREF(work)
             if result == -ESHUTDOWN:
                 raise Closed(f"{self.name}: the pool is closed")
             raise BlockingIOError(EAGAIN, f"{self.name}: {self.pool.queued_max} jobs wait already")

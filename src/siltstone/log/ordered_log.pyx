@@ -1,0 +1,631 @@
+"""The ordered log: one durable stream over one device, opened, recovered, checkpointed, closed.
+
+Owns the life of a stream (ordered.pyx) and its checkpoints; what recovery decides is in
+ordered_recovery.py.
+An engine appends records of its own kinds, is shown them again in order by `recover`, says which
+are dead, and gives its state at checkpoints. Status codes become exceptions here, in `_raise`.
+Any thread may call; not usable in a forked child.
+
+A segment is used again when nothing in it was live at the *older* of the two checkpoints that are
+kept, when neither needs it for replay, and when nothing pins it. File size is thus: live data, plus
+what was written since the older checkpoint, plus two segments chosen ahead.
+"""
+import errno as errors_of_os
+import math
+import os
+import threading
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM
+from siltstone.errors import (Busy, Closed, ConfigError, Corruption, DeviceFailed,
+                              EnvironmentFailure, ForkedProcess, InvalidValue, KeyMissing,
+                              ReadOnly, TooLarge)
+from siltstone.log import checkpoint as checkpoints
+from siltstone.log import ordered_recovery
+from siltstone.log.atomics cimport load64_relaxed
+from siltstone.log.chain cimport chain_enter, chain_find, chain_leave, chain_room
+from siltstone.log.format cimport (RECORD_HEADER_SIZE, record_bytes, record_header_t, word_kind,
+                                   word_size)
+from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_FAILED, LOG_GONE, LOG_IO, LOG_NOTHING,
+                                LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, LOG_TOO_LARGE, part_t)
+from siltstone.log.ordered cimport (GROUP_ENTERED, GROUP_ID_SIZE, ORDERED_BUFFERS_MAX,
+                                    ORDERED_CHECKPOINT_END, ORDERED_CHECKPOINT_PART, ORDERED_COMMIT,
+                                    ORDERED_GROUPED, ORDERED_GROUPS_MAX, ORDERED_KIND_MAX,
+                                    ORDERED_URGENT, SEGMENT_AHEAD, SEGMENT_FREE, SEGMENT_OPEN,
+                                    SEGMENT_SEALED, ordered_abort, ordered_append, ordered_buffer_t,
+                                    ordered_complete, ordered_dead, ordered_end, ordered_flush,
+                                    ordered_free, ordered_group_abandon, ordered_group_append,
+                                    ordered_group_commit, ordered_init, ordered_live,
+                                    ordered_payload_max, ordered_read, ordered_reserve,
+                                    ordered_roll, ordered_segment_t, ordered_stable, ordered_stop,
+                                    ordered_sync, ordered_written)
+from siltstone.log.workers cimport DeviceHandle, WorkerPool, pool_t, pthread_mutex_t
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+
+cdef enum:
+    BUFFER_BYTES = 1 << 18
+    READ_FIRST = 4096           # most records fit: one read; larger ones are read again
+
+KIND_MAX = ORDERED_KIND_MAX
+KIND_COMMIT = ORDERED_COMMIT
+STATES = {SEGMENT_FREE: "free", SEGMENT_AHEAD: "ahead", SEGMENT_OPEN: "open",
+          SEGMENT_SEALED: "sealed"}
+
+
+def record_size(payload_bytes, grouped=False):
+    """Bytes that a record takes on the device."""
+    return record_bytes(payload_bytes + (GROUP_ID_SIZE if grouped else 0))
+
+
+cdef class OrderedLog:
+    """See the module's docstring. Call `recover()` once, before anything else."""
+
+    def __cinit__(self, device, *, buffer_bytes=None, buffer_count=4, align_commits=False,
+                  slots_kept=2, wait_ms=10_000, pool=None, read_only=False, clock=SYSTEM_CLOCK,
+                  rng=SYSTEM_RANDOM):
+        cdef DeviceHandle handle = device.handle
+        cdef pool_t *workers = NULL
+        if buffer_bytes is None:
+            buffer_bytes = math.gcd(BUFFER_BYTES, device.segment_bytes)
+        if buffer_bytes < 4096 or buffer_bytes % 4096 or device.segment_bytes % buffer_bytes:
+            raise ConfigError(f"buffer_size {buffer_bytes} cannot work: a multiple of 4096 of "
+                              f"which a segment of {device.segment_bytes} bytes is a multiple")
+        if not 2 <= buffer_count <= ORDERED_BUFFERS_MAX:
+            raise ConfigError(f"a stream has 2 to {ORDERED_BUFFERS_MAX} buffers")
+        if pool is not None:
+            workers = &(<WorkerPool?>pool).pool
+        if ordered_init(&self.stream, &handle.device, workers, buffer_bytes, buffer_count) != 0:
+            raise MemoryError("no memory for write buffers")
+        self.stream.align_commits = align_commits
+        self.stream.slots_kept = slots_kept
+        self.stream.wait_ms = wait_ms
+        self.stream.now_ms = clock.now_ms()
+        self.stream.salt_seed = int.from_bytes(rng.bytes(8), "little")
+        self._uuid = device.superblock.uuid
+        memcpy(self.stream.uuid, PyBytes_AS_STRING(self._uuid), 16)
+        self.device, self.read_only, self.clock, self._pool = device, read_only, clock, pool
+        self._pid = os.getpid()
+        self._checkpoints = ((0, 0), (0, 0))
+        self._checkpoint_lock = threading.Lock()
+
+    def __dealloc__(self):
+        if not self._closed and self._pid == os.getpid():
+            with nogil:
+                ordered_stop(&self.stream)
+        ordered_free(&self.stream)
+
+    # Checks
+
+    cdef int _check(self, bint writes) except -1:
+        if self._closed:
+            raise Closed("the log is closed")
+        if self._pid != os.getpid():
+            raise ForkedProcess(f"this log belongs to pid {self._pid}; open it again here")
+        if self._recovered is None:
+            raise Closed("the log was not recovered")
+        if writes and self.read_only:
+            raise ReadOnly(errors_of_os.EROFS, "the log was opened read-only")
+        return 0
+
+    cdef int _raise(self, int result, uint64_t position) except -1:
+        cdef uint64_t version = position // self.stream.segment_bytes
+        if result == LOG_OK:
+            return 0
+        if result == LOG_FAILED:
+            number = self.stream.failed
+            raise ReadOnly(number, f"the log failed ({os.strerror(number)}) and takes no more "
+                           "writes until it is opened again")
+        if result == LOG_NO_SEGMENT:
+            raise EnvironmentFailure(errors_of_os.ENOSPC, "no segment is free: delete something "
+                                     "and checkpoint, or give the device more room")
+        if result == LOG_TOO_LARGE:
+            raise TooLarge(f"a record has at most {ordered_payload_max(&self.stream)} bytes")
+        if result == LOG_BUSY:
+            raise Busy(errors_of_os.ETIMEDOUT, f"an open reservation or a slow device: nothing "
+                       f"moved for {self.stream.wait_ms} ms")
+        if result == LOG_GONE:
+            raise KeyMissing(f"nothing is at position {position} any more")
+        if result == LOG_NOTHING:
+            raise KeyMissing(f"the record at position {position} was aborted")
+        slot = chain_find(&self.stream, version)
+        offset = position % self.stream.segment_bytes
+        where = self.device.handle.describe(max(slot, 0), offset)
+        if result == LOG_CORRUPT:
+            raise Corruption(f"the record at {where} fails its checksum", path=where,
+                             offset=offset)
+        raise DeviceFailed(errors_of_os.EIO, f"the record at {where} cannot be read")
+
+    # Recovery (ordered_recovery.py decides; these change the table)
+
+    def recover(self, visit=None, restore=None):
+        """Show the engine what is there; returns a Recovery. See ordered_recovery.py."""
+        if self._recovered is not None:
+            raise Closed("the log was recovered before")
+        self._recovered = ordered_recovery.Recovery()
+        try:
+            ordered_recovery.recover(self, self._recovered, visit, restore)
+        except BaseException:
+            self._recovered = None
+            raise
+        return self._recovered
+
+    def _enter(self, version, slot, salt, filled=0, live_bytes=0, empty_since=0):
+        """A segment that recovery found. An empty one that was in its slot gives way."""
+        cdef ordered_segment_t *segment
+        if slot < self.stream.slot_capacity and self.stream.segments[slot].version != version:
+            if self.stream.segments[slot].version and self.stream.segments[slot].live_bytes == 0:
+                chain_leave(&self.stream, slot)
+        if chain_enter(&self.stream, version, slot) != 0:
+            raise Corruption(f"two segments claim slot {slot}", offset=slot)
+        segment = &self.stream.segments[slot]
+        segment.salt = salt
+        segment.filled = filled
+        segment.live_bytes += live_bytes
+        segment.empty_since = empty_since
+
+    def _filled(self, version, filled):
+        slot = chain_find(&self.stream, version)
+        if slot >= 0:
+            self.stream.segments[slot].filled = filled
+
+    def _start(self, end, version, slot, next_slots, version_min, checkpoints):
+        """The table is complete: the stream goes on behind `end`, in a fresh segment."""
+        cdef ordered_t *stream = &self.stream
+        present = self.device.slots_present() if self.device.growable else 0
+        if chain_room(stream, max(1, min(present, stream.slot_limit))) != 0:
+            raise MemoryError("no memory for the segment table")
+        for number in range(min(present, stream.slot_capacity)):
+            stream.segments[number].allocated = 1
+        stream.end = stream.stable = end
+        stream.version, stream.slot = version, slot
+        stream.next_version_min = version_min + present + 1
+        stream.after_cut = 1
+        for which, chosen in enumerate(next_slots):
+            # Chosen ahead by the life before this one: the chain goes on there.
+            if chosen < stream.slot_limit and chain_room(stream, chosen + 1) == 0:
+                if stream.segments[chosen].version and not stream.segments[chosen].live_bytes:
+                    chain_leave(stream, chosen)     # it was given back after that checkpoint
+                if stream.segments[chosen].state == SEGMENT_FREE:
+                    stream.segments[chosen].state = SEGMENT_AHEAD
+                    stream.slots_used += 1
+                    stream.ahead[which] = chosen
+        self._checkpoints = checkpoints
+
+    # Appending
+
+    def append(self, int kind, payload, *, bint urgent=False):
+        """Append a record; its position. Readable at once, durable after the next sync."""
+        self._check(True)
+        return self._append(self._kind(kind), payload, urgent)
+
+    def _kind(self, int kind):
+        if not 1 <= kind <= ORDERED_KIND_MAX:
+            raise InvalidValue(f"a record's kind is 1 to {ORDERED_KIND_MAX}, not {kind}")
+        return kind
+
+    def _append(self, int kind, const unsigned char[::1] payload not None, bint urgent):
+        cdef part_t part
+        cdef uint64_t position = 0
+        cdef int result
+        part.size = <uint64_t>payload.shape[0]
+        part.data = &payload[0] if part.size else NULL
+        with nogil:
+            result = ordered_append(&self.stream, kind, &part, 1 if part.size else 0,
+                                    ORDERED_URGENT if urgent else 0, &position)
+        self._raise(result, position)
+        return position
+
+    def group(self):
+        """Records that count together, from their commit on, or not at all."""
+        self._check(True)
+        return Group(self)
+
+    def reserve(self, int kind, uint32_t size, *, bint urgent=False):
+        """A position now, its payload later: complete() or abort() it soon."""
+        cdef Reservation found = Reservation(self)
+        cdef int result
+        self._check(True)
+        self._kind(kind)
+        with nogil:
+            result = ordered_reserve(&self.stream, kind, size, ORDERED_URGENT if urgent else 0,
+                                     &found.reservation)
+        self._raise(result, 0)
+        found.done = False
+        return found
+
+    @property
+    def payload_max(self):
+        """Bytes of the largest record."""
+        return ordered_payload_max(&self.stream)
+
+    # Durability
+
+    def flush(self):
+        """Hand everything that is complete to the operating system."""
+        cdef int result
+        self._check(True)
+        with nogil:
+            result = ordered_flush(&self.stream)
+        self._raise(result, 0)
+
+    def sync(self, uint64_t target=0):
+        """Everything appended before the call (or below `target`) is on the medium afterwards."""
+        cdef int result
+        self._check(True)
+        with nogil:
+            result = ordered_sync(&self.stream, target)
+        self._raise(result, 0)
+
+    def tick(self):
+        """What time brings: for whoever runs it every `flush_interval`. Idle: no I/O at all."""
+        self.stream.now_ms = self.clock.now_ms()
+        if ordered_stable(&self.stream) < ordered_end(&self.stream):
+            self.sync()
+
+    def roll(self):
+        """The next record begins a new segment: what is open now can be reclaimed like others."""
+        self._check(True)
+        with nogil:
+            ordered_roll(&self.stream)
+
+    @property
+    def end(self):
+        """Position behind the last record that was appended or reserved."""
+        return ordered_end(&self.stream)
+
+    @property
+    def written_position(self):
+        return ordered_written(&self.stream)
+
+    @property
+    def stable_position(self):
+        """Everything below is on the medium."""
+        return ordered_stable(&self.stream)
+
+    # Reading
+
+    def read(self, uint64_t position):
+        """(kind, payload) of the record there."""
+        cdef uint64_t capacity = READ_FIRST, size = 0
+        cdef char *data
+        cdef record_header_t header
+        cdef uint32_t skip
+        cdef int result
+        self._check(False)
+        data = <char *>malloc(capacity)
+        try:
+            while True:
+                if data == NULL:
+                    raise MemoryError()
+                with nogil:
+                    result = ordered_read(&self.stream, position, data, capacity, &size, 0)
+                if result != LOG_SHORT:
+                    break
+                capacity = size
+                data = <char *>realloc(data, capacity)
+            self._raise(result, position)
+            memcpy(&header, data, RECORD_HEADER_SIZE)
+            skip = GROUP_ID_SIZE if word_kind(header.word) & ORDERED_GROUPED else 0
+            payload = PyBytes_FromStringAndSize(data + RECORD_HEADER_SIZE + skip,
+                                                word_size(header.word) - skip)
+            return word_kind(header.word) & ~ORDERED_GROUPED, payload
+        finally:
+            free(data)
+
+    # Live accounting
+
+    def dead(self, uint64_t position, payload_bytes, *, bint grouped=False):
+        """The record there is needed no more."""
+        ordered_dead(&self.stream, position, record_size(payload_bytes, grouped))
+
+    def live(self, uint64_t position, payload_bytes, *, bint grouped=False):
+        """The record there is needed (recovery calls it for everything that it shows)."""
+        ordered_live(&self.stream, position, record_size(payload_bytes, grouped))
+
+    def pin(self, uint64_t position):
+        """Keep that segment from being used again; `unpin` as often."""
+        self._pin(position, 1)
+
+    def unpin(self, uint64_t position):
+        self._pin(position, -1)
+
+    def _pin(self, uint64_t position, int step):
+        pthread_mutex_lock(&self.stream.lock)
+        cdef int64_t slot = chain_find(&self.stream, position // self.stream.segment_bytes)
+        if slot >= 0:
+            self.stream.segments[slot].pins += step
+        pthread_mutex_unlock(&self.stream.lock)
+        if slot < 0:
+            raise KeyMissing(f"nothing is at position {position} any more")
+
+    # Checkpoints
+
+    def begin_checkpoint(self):
+        """The moment that a checkpoint describes: call it while the engine's state stands still.
+
+        Returns (start, replay_from, table); give it to finish_checkpoint() with the state that the
+        engine has at this moment. Appends may go on meanwhile.
+        """
+        cdef ordered_t *stream = &self.stream
+        cdef uint32_t slot, entry
+        cdef uint64_t start, replay_from
+        self._check(True)
+        # Its first part, empty: the moment is a record's position, so that replay can begin there.
+        start = replay_from = self._append(ORDERED_CHECKPOINT_PART, checkpoints.first_part(), True)
+        pthread_mutex_lock(&stream.lock)
+        for entry in range(ORDERED_GROUPS_MAX):
+            if stream.groups[entry] > GROUP_ENTERED:
+                replay_from = min(replay_from, stream.groups[entry])
+        table = []
+        for slot in range(stream.slot_capacity):
+            if stream.segments[slot].version:
+                segment = &stream.segments[slot]
+                if segment.live_bytes:
+                    segment.empty_since = 0
+                elif segment.empty_since == 0 and segment.state == SEGMENT_SEALED:
+                    segment.empty_since = start
+                table.append((segment.version, slot, segment.salt, segment.filled,
+                              segment.live_bytes, segment.empty_since))
+        pthread_mutex_unlock(&stream.lock)
+        return start, replay_from, table
+
+    def finish_checkpoint(self, begun, bytes state not None):
+        """Write and sync it, make it the newest, and free what neither checkpoint needs."""
+        start, replay_from, table = begun
+        self._check(True)
+        with self._checkpoint_lock:
+            if start < self._checkpoints[0][0]:
+                return              # a later one was finished meanwhile
+            parts, end = checkpoints.pack(start, replay_from, table, state, self.payload_max)
+            for part in parts:
+                self._append(ORDERED_CHECKPOINT_PART, part, True)
+            self._append(ORDERED_CHECKPOINT_END, end, True)
+            self.sync()
+            before = self.device.superblock
+            self.device.write_superblock(
+                stable_position=self.stable_position,
+                checkpoint_position=start,
+                checkpoint_slot=self._slot(start),
+                checkpoint_before=before.checkpoint_position,
+                checkpoint_before_slot=before.checkpoint_slot,
+            )
+            self._checkpoints = ((start, replay_from), self._checkpoints[0])
+            self._free_segments()
+
+    def checkpoint(self, state=b""):
+        """begin and finish in one, for an engine that stands still meanwhile."""
+        self.finish_checkpoint(self.begin_checkpoint(), state)
+
+    def _slot(self, uint64_t position):
+        pthread_mutex_lock(&self.stream.lock)
+        cdef int64_t slot = chain_find(&self.stream, position // self.stream.segment_bytes)
+        pthread_mutex_unlock(&self.stream.lock)
+        return slot
+
+    def _free_segments(self):
+        """Both checkpoints are durable: give back what the older one does not need either."""
+        cdef ordered_t *stream = &self.stream
+        cdef uint64_t start = self._checkpoints[1][0], replay_from = self._checkpoints[1][1]
+        cdef uint32_t slot, last = 0
+        cdef ordered_segment_t *segment
+        replay_from = min(replay_from, <uint64_t>self._checkpoints[0][1])
+        pthread_mutex_lock(&stream.lock)
+        for slot in range(stream.slot_capacity):
+            segment = &stream.segments[slot]
+            if (segment.state == SEGMENT_SEALED and segment.empty_since and not segment.pins
+                    and segment.live_bytes == 0 and segment.empty_since <= start
+                    and segment.version < replay_from // stream.segment_bytes):
+                chain_leave(stream, slot)
+            if segment.state != SEGMENT_FREE:
+                last = slot
+        pthread_mutex_unlock(&stream.lock)
+        self._give_back_end(last + 1)
+
+    def _give_back_end(self, uint32_t slots):
+        """Cut free slots off the file's end. No lock: `choose` may take one meanwhile, so that
+        they are marked as without blocks first and looked at again."""
+        cdef ordered_t *stream = &self.stream
+        cdef uint32_t slot
+        if not self.device.growable or self.device.slots_present() <= slots:
+            return
+        pthread_mutex_lock(&stream.lock)
+        for slot in range(slots, stream.slot_capacity):
+            if stream.segments[slot].state != SEGMENT_FREE:
+                slots = slot + 1
+            stream.segments[slot].allocated &= stream.segments[slot].state != SEGMENT_FREE
+        # Under the lock: a slot that is chosen from now on is filled with zeros again, behind us.
+        self.device.truncate(slots)
+        pthread_mutex_unlock(&stream.lock)
+
+    # Looking in
+
+    def segments(self):
+        """One dict a segment that is there, oldest first."""
+        cdef ordered_t *stream = &self.stream
+        cdef ordered_segment_t *segment
+        found = []
+        pthread_mutex_lock(&stream.lock)
+        for slot in range(stream.slot_capacity):
+            segment = &stream.segments[slot]
+            if segment.version:
+                found.append({
+                    "version": segment.version, "slot": slot, "state": STATES[segment.state],
+                    "filled_bytes": segment.filled, "live_bytes": segment.live_bytes,
+                    "records": segment.records, "pins": segment.pins,
+                    "empty_since": segment.empty_since,
+                })
+        pthread_mutex_unlock(&stream.lock)
+        return sorted(found, key=lambda entry: entry["version"])
+
+    def stats(self):
+        counters = &self.stream.counters
+        return {
+            "segments_used": self.stream.slots_used,
+            "segment_bytes": self.stream.segment_bytes,
+            "records": load64_relaxed(&counters.records),
+            "payload_bytes": load64_relaxed(&counters.payload_bytes),
+            "pad_bytes": load64_relaxed(&counters.pad_bytes),
+            "rewritten_bytes": load64_relaxed(&counters.rewritten_bytes),
+            "zeroed_bytes": load64_relaxed(&counters.zeroed_bytes),
+            "segments_opened": load64_relaxed(&counters.segments_opened),
+            "aborts": load64_relaxed(&counters.aborts),
+            "syncs": load64_relaxed(&counters.syncs),
+            "sync_calls": load64_relaxed(&counters.sync_calls),
+            "sync_shared": load64_relaxed(&counters.sync_shared),
+            "buffer_waits": load64_relaxed(&counters.buffer_waits),
+            "busy": load64_relaxed(&counters.busy),
+            "sync_total_ns": load64_relaxed(&counters.sync_latency.total_ns),
+            "failed": os.strerror(self.stream.failed) if self.stream.failed else "",
+        }
+
+    def check_invariants(self):
+        """For tests and verify: what must always hold between two calls."""
+        cdef ordered_t *stream = &self.stream
+        cdef ordered_segment_t *segment
+        cdef ordered_buffer_t *buffer
+        cdef uint32_t used = 0, slot
+        cdef uint64_t sequence
+        pthread_mutex_lock(&stream.lock)
+        try:
+            for slot in range(stream.slot_capacity):
+                segment = &stream.segments[slot]
+                used += segment.state != SEGMENT_FREE
+                assert segment.filled <= stream.segment_bytes
+                assert segment.live_bytes <= stream.segment_bytes
+                if segment.version:
+                    assert segment.state in (SEGMENT_OPEN, SEGMENT_SEALED)
+                    assert chain_find(stream, segment.version) == slot
+            assert used == stream.slots_used
+            assert stream.stable <= stream.end
+            assert stream.next - stream.oldest <= stream.buffer_count
+            for sequence in range(stream.oldest, stream.next):
+                buffer = &stream.buffers[sequence % stream.buffer_count]
+                assert buffer.sequence == sequence
+                assert buffer.written <= stream.buffer_bytes
+                assert buffer.filled <= stream.buffer_bytes
+        finally:
+            pthread_mutex_unlock(&stream.lock)
+
+    # Closing
+
+    def close(self):
+        """Sync, write the clean mark, end. After a failure: no I/O at all. Idempotent."""
+        if self._closed:
+            return
+        if self._pid != os.getpid():
+            self._closed = True
+            return
+        try:
+            if self._recovered is not None and not self.read_only and not self.stream.failed:
+                self.sync()
+                self.device.write_superblock(clean=True, stable_position=self.stable_position)
+        finally:
+            self._closed = True
+            with nogil:
+                ordered_stop(&self.stream)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+cdef class Group:
+    """Records that recovery shows all together, at their commit mark, or not at all.
+
+    One thread's. It holds no buffer: a group may be larger than all buffers together.
+    """
+
+    def __cinit__(self, OrderedLog log not None):
+        memset(&self.group, 0, sizeof(group_t))
+        self.log = log
+
+    def append(self, int kind, const unsigned char[::1] payload not None, *, bint urgent=False):
+        cdef part_t part
+        cdef uint64_t position = 0
+        cdef int result
+        self._check()
+        self.log._kind(kind)
+        part.size = <uint64_t>payload.shape[0]
+        part.data = &payload[0] if part.size else NULL
+        with nogil:
+            result = ordered_group_append(&self.log.stream, &self.group, kind, &part,
+                                          1 if part.size else 0,
+                                          ORDERED_URGENT if urgent else 0, &position)
+        self.log._raise(result, position)
+        return position
+
+    def commit(self, bytes extra=b"", *, bint urgent=False):
+        """The mark, with the engine's own bytes. Returns the position to sync up to."""
+        cdef part_t part
+        cdef uint64_t position = 0, end = 0
+        cdef int result
+        self._check()
+        part.data = PyBytes_AS_STRING(extra)
+        part.size = <uint64_t>len(extra)
+        with nogil:
+            result = ordered_group_commit(&self.log.stream, &self.group, &part,
+                                          ORDERED_URGENT if urgent else 0, &position, &end)
+        self.log._raise(result, position)
+        self.done = True
+        return end
+
+    def abandon(self):
+        """Without a mark its records count for nothing. The engine declares them dead."""
+        if not self.done:
+            self.done = True
+            ordered_group_abandon(&self.log.stream, &self.group)
+
+    def _check(self):
+        if self.done:
+            raise Closed("the group is closed")
+        self.log._check(True)
+
+    def __dealloc__(self):
+        if self.log is not None and not self.done:
+            ordered_group_abandon(&self.log.stream, &self.group)
+
+
+cdef class Reservation:
+    """A position whose payload is still to come."""
+
+    def __cinit__(self, OrderedLog log not None):
+        self.log = log
+        self.done = True
+
+    @property
+    def position(self):
+        return self.reservation.position
+
+    def complete(self, const unsigned char[::1] payload not None):
+        if self.done:
+            raise Closed("the reservation is closed")
+        if <uint64_t>payload.shape[0] != self.reservation.size:
+            raise InvalidValue(f"{self.reservation.size} bytes were reserved, "
+                               f"not {payload.shape[0]}")
+        self.done = True
+        if self.reservation.size:
+            memcpy(self.reservation.payload, &payload[0], self.reservation.size)
+        with nogil:
+            ordered_complete(&self.log.stream, &self.reservation)
+        return self.reservation.position
+
+    def abort(self):
+        """A pad record takes its place."""
+        if not self.done:
+            self.done = True
+            with nogil:
+                ordered_abort(&self.log.stream, &self.reservation)
+
+    def __dealloc__(self):
+        # Forgotten: what it holds up must go on.
+        if self.log is not None and not self.done:
+            ordered_abort(&self.log.stream, &self.reservation)
