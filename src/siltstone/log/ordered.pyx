@@ -20,7 +20,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from siltstone.log.atomics cimport add64
-from siltstone.log.chain cimport (CHAIN_FULL, CHAIN_NOT_READY, CHAIN_OK, chain_find, chain_open,
+from siltstone.log.chain cimport (CHAIN_FULL, CHAIN_NOT_READY, chain_find, chain_open,
                                   chain_prepare, chain_run_header, chain_wants_preparing)
 from siltstone.log.checksum cimport crc32c
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_PAD, RECORD_SIZE_MIN, RUN_HEADER_SIZE,

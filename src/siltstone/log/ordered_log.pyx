@@ -30,7 +30,7 @@ from siltstone.log.atomics cimport load64_relaxed
 from siltstone.log.chain cimport chain_enter, chain_find, chain_leave, chain_room
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, record_bytes, record_header_t, word_kind,
                                    word_size)
-from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_FAILED, LOG_GONE, LOG_IO, LOG_NOTHING,
+from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_FAILED, LOG_GONE, LOG_NOTHING,
                                 LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, LOG_TOO_LARGE, part_t)
 from siltstone.log.ordered cimport (GROUP_ENTERED, GROUP_ID_SIZE, ORDERED_BUFFERS_MAX,
                                     ORDERED_CHECKPOINT_END, ORDERED_CHECKPOINT_PART, ORDERED_COMMIT,

@@ -16,12 +16,12 @@ import weakref
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENODATA, ENOMEM, EOPNOTSUPP, ESHUTDOWN, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from siltstone.errors import Closed, DeviceFailed
-from siltstone.log.atomics cimport add64, load32, load64_relaxed, store32, store64_relaxed
+from siltstone.log.atomics cimport add64, load32, load64_relaxed, store32
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *, const void *)
