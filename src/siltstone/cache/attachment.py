@@ -383,6 +383,8 @@ class Attachment:
             low_ttl_s=int(settings.low_ttl),
             recache_rate=settings.recache_rate,
             drop_unread=settings.drop_unread,
+            evict=settings.evict,
+            cas=settings.cas,
         )
         self.background = Background(
             self.engine,
