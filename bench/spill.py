@@ -25,7 +25,8 @@ PROBES = 40_000
 def run(settings: Settings) -> list[Row]:
     items = settings.pick(ITEMS, QUICK_ITEMS)
     total = items * VALUE_SIZE
-    probes = [random.Random(3).randrange(items) for _ in range(settings.pick(PROBES, 8000))]
+    random_ = random.Random(3)
+    probes = [random_.randrange(items) for _ in range(settings.pick(PROBES, 8000))]
     with settings.directory() as directory, contextlib.ExitStack() as stack:
         sides = [
             stack.enter_context(embedded.lmdb_environment(directory / "lmdb", 4 * total)),
