@@ -53,14 +53,18 @@ def run(settings: Settings) -> list[Row]:
             lost += value is None
             wrong += value is not None and value != value_of(index, VALUE_SIZE, 0, version)
     return _rows(len(stream) * (VALUE_SIZE + len(key_of(0))), device, before, after,
-                 {"lost": f"{lost} of {keys}", "wrong": str(wrong)})
+                 100 * (1 - (lost + wrong) / keys), {"lost": f"{lost} of {keys}",
+                                                     "wrong": str(wrong)})
 
 
 def _rows(stored: int, device: int, before: dict[str, object], after: dict[str, object],
-          notes: dict[str, str]) -> list[Row]:
+          kept: float, notes: dict[str, str]) -> list[Row]:
     rows = [Row("device bytes / bytes stored", "x", [device / stored], target=2.0, at_most=True,
                 exact=True, notes={"device MiB": f"{device / 2**20:.0f}",
-                                   "stored MiB": f"{stored / 2**20:.0f}", **notes})]
+                                   "stored MiB": f"{stored / 2**20:.0f}"}),
+            # Forgetting what is alive is no way to write less.
+            Row("items found with their last value", "%", [kept], target=99.9, exact=True,
+                notes=notes)]
     for name in PEER_NAMES:
         if name in before and name in after:
             left = int(str(after[name])) - int(str(before[name]))
