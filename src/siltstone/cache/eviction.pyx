@@ -193,14 +193,21 @@ cdef int _retire(cache_t *cache, shard_t *shard, item_t *item, int queue, int mo
     # One live item of a frame that is being emptied. ROOM_MADE: it is gone from there.
     cdef uint64_t hash = item_hash(cache, item)
     cdef slot_t *slot = index_probe(cache, shard, hash)
+    cdef item_t *copy
     cdef uint64_t hot
     if slot == NULL or slot_kind(slot.low) != SLOT_RAM or (
             slot_location(slot.low) * 8 != item_offset(cache, item)):
         count(cache, COUNT_BAD_OFFSETS, 1)
         item_free(cache, shard, item)
         return ROOM_MADE
-    if mode == MODE_COMPACT and _move(cache, shard, slot, item, queue):
-        return ROOM_MADE    # else there is no room for a copy: it is evicted like others
+    # Compacting: if there is no room for a copy, it is evicted like others.
+    if mode == MODE_COMPACT and item.flags & ITEM_PARTS:
+        copy = head_move(cache, shard, queue, 0, item)  # its parts lie in other frames: they stay
+        if copy != NULL:
+            slot.low = (slot.low & ~<uint64_t>0xfffffffffffff) | (item_offset(cache, copy) // 8)
+            return ROOM_MADE
+    elif mode == MODE_COMPACT and _move(cache, shard, slot, item, queue):
+        return ROOM_MADE
     if item.flags & ITEM_EXPIRY and item_expiry(item)[0] and item_expiry(item)[0] <= now:
         count(cache, COUNT_RECLAIMED, 1)
         if not slot.low & SLOT_FETCHED:

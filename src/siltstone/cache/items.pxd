@@ -92,6 +92,10 @@ cdef bint item_read_checked(cache_t *cache, item_t *item, uint64_t start, char *
 cdef uint32_t entry_bytes(char *entry) noexcept nogil
 cdef void queue_close(cache_t *cache, shard_t *shard, int queue) noexcept nogil
 cdef bint frame_release(cache_t *cache, shard_t *shard, uint32_t frame) noexcept nogil
+# Move the head of an item that has parts; the caller lets the slot point to what is returned.
+# NULL: no frame.
+cdef item_t *head_move(cache_t *cache, shard_t *shard, int queue, uint32_t reserve,
+                       item_t *item) noexcept nogil
 # Move a live part elsewhere (its frame is being emptied). False: no frame.
 cdef bint part_move(cache_t *cache, shard_t *shard, int queue, uint32_t reserve,
                     item_part_t *part) noexcept nogil

@@ -190,27 +190,80 @@ cdef uint64_t item_footprint(cache_t *cache, item_t *item) noexcept nogil:
         next = (<item_part_t *>(cache.arena.base + next)).next
     return total
 
+cdef uint64_t _piece_copy(cache_t *cache, shard_t *shard, int queue, uint32_t reserve,
+                          const char *entry, uint32_t fields, uint32_t here, uint64_t next,
+                          uint32_t *kept, uint64_t *second) noexcept nogil:
+    # Copy a piece of a large item (its fields, then `here` bytes of content) to the young end. It
+    # is cut where the frame ends, so that emptying frames always gains room: *kept bytes stay with
+    # the copy, the rest is a new part, *second, linked before `next`. 0: no frame.
+    cdef uint32_t room = _room(cache, shard, queue), first, rest, size
+    cdef char *place
+    cdef item_part_t *part
+    if room < fields + CONTENT_MIN:
+        if not _queue_open(cache, shard, queue, reserve):
+            return 0
+        room = cache.frame_bytes
+    first = here if fields + here <= room else room - fields
+    rest = here - first
+    size = _align8(fields + first)
+    place = _claim(cache, shard, queue, size)
+    memcpy(place, entry, fields + first)
+    kept[0] = first
+    second[0] = 0
+    if rest:
+        if not _queue_open(cache, shard, queue, reserve):
+            cache.arena.frames[shard.queue[queue].tail - 1].filled_bytes -= size
+            cache.arena.frames[shard.queue[queue].tail - 1].live_bytes -= size
+            return 0
+        part = <item_part_t *>_claim(cache, shard, queue, _align8(PART_HEADER + rest))
+        part.next = next
+        part.prev = <uint64_t>(place - cache.arena.base)
+        part.size = rest
+        part.zero = 0
+        part.flags = 0
+        part.kind = KIND_PART
+        memcpy(<char *>part + PART_HEADER, entry + fields + first, rest)
+        shard.bytes_used += size + _align8(PART_HEADER + rest) - _align8(fields + here)
+        second[0] = <uint64_t>(<char *>part - cache.arena.base)
+    if next:
+        (<item_part_t *>(cache.arena.base + next)).prev = second[0] if rest else (
+            <uint64_t>(place - cache.arena.base))
+    return <uint64_t>(place - cache.arena.base)
+
 cdef bint part_move(cache_t *cache, shard_t *shard, int queue, uint32_t reserve,
                     item_part_t *part) noexcept nogil:
-    cdef uint32_t size = entry_bytes(<char *>part)
-    cdef char *place
+    cdef uint32_t size = entry_bytes(<char *>part), kept
+    cdef uint64_t second, offset = _piece_copy(cache, shard, queue, reserve, <char *>part,
+                                               PART_HEADER, part.size, part.next, &kept, &second)
     cdef item_t *head
-    cdef uint64_t offset
-    if _room(cache, shard, queue) < size and not _queue_open(cache, shard, queue, reserve):
+    if offset == 0:
         return False
-    place = _claim(cache, shard, queue, size)
-    memcpy(place, part, size)
-    offset = <uint64_t>(place - cache.arena.base)
+    if second:
+        (<item_part_t *>(cache.arena.base + offset)).size = kept
+        (<item_part_t *>(cache.arena.base + offset)).next = second
     head = item_at(cache, part.prev)
     if head.kind == KIND_HEAD:
         item_link(head).next = offset
     else:
         (<item_part_t *>head).next = offset
-    if part.next:
-        (<item_part_t *>(cache.arena.base + part.next)).prev = offset
     part.kind = KIND_DEAD_PART
     _give_up(cache, shard, part, size)
     return True
+
+cdef item_t *head_move(cache_t *cache, shard_t *shard, int queue, uint32_t reserve,
+                       item_t *item) noexcept nogil:
+    cdef uint32_t size = entry_bytes(<char *>item), kept
+    cdef uint64_t second, offset = _piece_copy(
+        cache, shard, queue, reserve, <char *>item, item_fields(item.flags), item_link(item).size,
+        item_link(item).next, &kept, &second)
+    if offset == 0:
+        return NULL
+    if second:
+        item_link(item_at(cache, offset)).size = kept
+        item_link(item_at(cache, offset)).next = second
+    item.kind = KIND_DEAD_HEAD
+    _give_up(cache, shard, item, size)
+    return item_at(cache, offset)
 
 # Content ------------------------------------------------------------------------------------
 
