@@ -11,6 +11,7 @@ from libc.string cimport memcpy, memset
 
 from siltstone.log.atomics cimport cpu_pause, load32_relaxed, store32_relaxed
 
+import contextlib
 import mmap
 import os
 import secrets
@@ -236,6 +237,9 @@ cdef class Arena:
             # MAP_NORESERVE: address space up to the highest limit, memory only as it is used
             self._mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
                                       | getattr(mmap, "MAP_NORESERVE", 0x4000))
+        # large pages: an item that is asked for at random costs a walk of the page tables less
+        with contextlib.suppress(OSError):
+            self._mapping.madvise(mmap.MADV_HUGEPAGE)
         cdef char[::1] view = self._mapping
         self.arena.base = &view[0]
         self.arena.header = <arena_header_t *>self.arena.base
