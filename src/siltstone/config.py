@@ -422,10 +422,12 @@ class CacheSettings(SettingsBase):
 
     @property
     def flash_files(self) -> tuple[tuple[Path, int], ...]:
-        """The flash files with their sizes: `files`, else one in the data directory."""
-        if self.files or not self.flash or self.path is None:
-            return self.files
-        return ((self.path / "flash", self.flash),)
+        """The flash files with their sizes in whole segments: `files`, else one in the data
+        directory."""
+        files = self.files
+        if not files and self.flash and self.path is not None:
+            files = ((self.path / "flash", self.flash),)
+        return tuple((path, size - size % self.segment_size) for path, size in files)
 
 
 def _power_below(size: int) -> int:
