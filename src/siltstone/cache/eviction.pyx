@@ -338,11 +338,13 @@ cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
     cdef demotion_t demotion
     cdef shard_t *shard
     cdef int result = ROOM_KEPT
-    cdef uint32_t idle = 0, waits = 0
+    cdef uint32_t idle = 0, waits = 0, fruitless = 0, free = frames_free(cache.arena)
+    # A hot item is passed over at most three times: so many steps without a frame more mean
+    # that there is none to be had. `idle` counts steps in a row that found nothing at all.
+    cdef uint32_t fruitless_max = 4 * cache.arena.header.frame_count_limit + 64
     memset(&demotion, 0, sizeof(demotion))
-    # `idle` counts steps in a row that found nothing; every shard gets several chances
     while frames_free(cache.arena) < frames + cache.reserve_frames and (
-            idle < 4 * cache.shard_count + 64) and waits < WAITS_MAX:
+            idle < 4 * cache.shard_count + 64 and fruitless < fruitless_max) and waits < WAITS_MAX:
         if result != ROOM_WRITE and result != ROOM_SEGMENT and result != ROOM_GROW:
             shard = _victim_shard(cache)
         if shard == NULL or not shard_try_enter(cache, shard):
@@ -352,6 +354,8 @@ cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
         result = evict_step(cache, shard, now_ms(cache), &demotion)
         shard_leave(shard)
         idle = idle + 1 if result == ROOM_NONE or result == ROOM_KEPT else 0
+        fruitless = 0 if frames_free(cache.arena) > free else fruitless + 1
+        free = frames_free(cache.arena)
         if result == ROOM_WRITE or (result == ROOM_SEGMENT and not forget_oldest(cache)):
             # waits at most 1 ms when all are being written by others
             waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1

@@ -18,7 +18,7 @@ from siltstone.cache.items cimport (
 from siltstone.cache.shard cimport SLOT_STALE, SLOT_WON, cache_t, count, shard_t
 from siltstone.log.log cimport (
     LOG_BUSY, LOG_CORRUPT, LOG_GONE, LOG_OK, LOG_RECORD_HEADER, LOG_SHORT, LOG_TOO_LARGE,
-    LOG_WOULD_BLOCK, log_append, log_read, log_read_hint, log_record_bytes_max, part_t,
+    LOG_WOULD_BLOCK, log_append, log_live, log_read, log_read_hint, log_record_bytes_max, part_t,
 )
 
 cdef enum:
@@ -126,6 +126,10 @@ cdef int _write_parts(source_t *source, flash_item_t *head, uint64_t largest,
         count = _spans(source, flash_key_size(head), demotion.value_done, here, spans, 1)
         result = log_append(source.cache.log, STREAM_LARGE, RECORD_PART, spans, count,
                             &demotion.positions[demotion.parts])
+        # A part counts from now on: a segment without live records may be freed. Nobody knows
+        # the parts when their item goes, so they count until their segment is forgotten.
+        if result == LOG_OK:
+            result = log_live(source.cache.log, demotion.positions[demotion.parts])
         if result != LOG_OK:
             return result
         demotion.parts += 1
