@@ -34,7 +34,7 @@ def _compile(target: Path) -> None:
         if done.returncode:
             raise RuntimeError(f"building the load generator failed:\n{done.stdout}{done.stderr}")
     c_file.unlink()
-    library.replace(target)     # whole or not at all: another run may be building it too
+    library.replace(target)  # whole or not at all: another run may be building it too
 
 
 @functools.cache

@@ -22,8 +22,8 @@ from bench.harness import Row, Settings
 TITLE = "Embedded: get hit and set, one thread, 100-byte values"
 KEYS = 100_000
 VALUE_SIZE = 100
-PASSES = 3                  # over all keys in one round
-DISKCACHE_SHARE = 20        # it is slow: it is asked this many times less
+PASSES = 3  # over all keys in one round
+DISKCACHE_SHARE = 20  # it is slow: it is asked this many times less
 
 
 @dataclass
@@ -53,8 +53,15 @@ def cachetools_lru(size: int = 2 * KEYS) -> Side:
 def lmdb_environment(path: Path, map_size: int, writemap: bool = False) -> Iterator[Side]:
     import lmdb
 
-    with lmdb.open(str(path), map_size=map_size, sync=False, metasync=False, writemap=writemap,
-                   map_async=writemap) as environment:
+    with lmdb.open(
+        str(path),
+        map_size=map_size,
+        sync=False,
+        metasync=False,
+        writemap=writemap,
+        map_async=writemap,
+    ) as environment:
+
         def get(key: bytes) -> bytes | None:
             with environment.begin() as transaction:
                 return transaction.get(key)
@@ -106,12 +113,15 @@ def time_sets(side: Side, keys: list[Any], values: dict[Any, Any]) -> float:
     return harness.set_nanoseconds(side.set, [(key, values[key]) for key in asked(side, keys)])
 
 
-def measure(sides: list[Side], keys: list[Any], values: dict[Any, Any],
-            rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def measure(
+    sides: list[Side], keys: list[Any], values: dict[Any, Any], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Nanoseconds of gets and of sets, by side and round."""
     named = {side.name: side for side in sides}
-    return (harness.alternate(named, lambda side: time_gets(side, keys), rounds),
-            harness.alternate(named, lambda side: time_sets(side, keys, values), rounds))
+    return (
+        harness.alternate(named, lambda side: time_gets(side, keys), rounds),
+        harness.alternate(named, lambda side: time_sets(side, keys, values), rounds),
+    )
 
 
 def run(settings: Settings) -> list[Row]:
@@ -120,31 +130,46 @@ def run(settings: Settings) -> list[Row]:
     values = {key: value_of(index, VALUE_SIZE) for index, key in enumerate(keys)}
     shuffled = random.Random(1).sample(keys, len(keys))
     with settings.directory() as directory, contextlib.ExitStack() as stack:
-        sides = [dictionary(), cachetools_lru(),
-                 stack.enter_context(lmdb_environment(directory / "lmdb", 1 << 28)),
-                 stack.enter_context(lmdb_environment(directory / "writemap", 1 << 28, True)),
-                 stack.enter_context(diskcache_cache(directory / "diskcache", 1 << 30))]
+        sides = [
+            dictionary(),
+            cachetools_lru(),
+            stack.enter_context(lmdb_environment(directory / "lmdb", 1 << 28)),
+            stack.enter_context(lmdb_environment(directory / "writemap", 1 << 28, True)),
+            stack.enter_context(diskcache_cache(directory / "diskcache", 1 << 30)),
+        ]
         if not settings.peers_only:
             sides.append(stack.enter_context(siltstone_cache(None, "raw", ram="64MiB", flash=0)))
         for side in sides:
             fill(side, keys, values)
         gets, sets = measure(sides, shuffled, values, settings.rounds)
-    rows = compare("get hit", gets, {"dict": None, "cachetools": 1.0, "py-lmdb": 2.5,
-                                     "diskcache": 20.0})
-    rows += compare("set", sets, {"dict": None, "cachetools": 0.5, "py-lmdb": None,
-                                  "py-lmdb writemap": None, "diskcache": 100.0})
+    rows = compare(
+        "get hit", gets, {"dict": None, "cachetools": 1.0, "py-lmdb": 2.5, "diskcache": 20.0}
+    )
+    rows += compare(
+        "set",
+        sets,
+        {
+            "dict": None,
+            "cachetools": 0.5,
+            "py-lmdb": None,
+            "py-lmdb writemap": None,
+            "diskcache": 100.0,
+        },
+    )
     return rows if settings.peers_only else rows + _codecs(settings)
 
 
-def compare(name: str, nanoseconds: dict[str, list[float]],
-            targets: dict[str, float | None]) -> list[Row]:
+def compare(
+    name: str, nanoseconds: dict[str, list[float]], targets: dict[str, float | None]
+) -> list[Row]:
     """Rates, so that a ratio above one is good; the nanoseconds stand beside."""
     rates = {side: [1e9 / ns for ns in found] for side, found in nanoseconds.items()}
     rows = []
     for peer, target in targets.items():
         row = Row(name, "op/s", rates.get(harness.OURS, []), peer, rates[peer], target)
         row.notes["best ns"] = " / ".join(
-            f"{min(nanoseconds[side]):.0f}" for side in (harness.OURS, peer) if side in rates)
+            f"{min(nanoseconds[side]):.0f}" for side in (harness.OURS, peer) if side in rates
+        )
         rows.append(row)
     return rows
 
@@ -155,8 +180,10 @@ def _codecs(settings: Settings) -> list[Row]:
     shuffled = random.Random(1).sample(keys, len(keys))
     kinds: dict[str, dict[str, Any]] = {
         "text of 100": {key: f"{key:-<100}" for key in keys},
-        "small object": {key: {"id": index, "name": key, "tags": ["a", "b"], "score": 0.5}
-                         for index, key in enumerate(keys)},
+        "small object": {
+            key: {"id": index, "name": key, "tags": ["a", "b"], "score": 0.5}
+            for index, key in enumerate(keys)
+        },
     }
     rows = []
     for kind, values in kinds.items():

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-TIE = (0.85, 1.15)      # ratios between these are a tie on a machine that does other things too
+TIE = (0.85, 1.15)  # ratios between these are a tie on a machine that does other things too
 OURS = "siltstone"
 
 S = TypeVar("S")
@@ -35,7 +35,7 @@ class Settings:
     quick: bool = False
     rounds: int = 5
     peers_only: bool = False
-    items: int = 0          # of benches that take a size; 0: their own
+    items: int = 0  # of benches that take a size; 0: their own
     scratch: Path = Path("var/bench")
 
     def pick(self, full: Any, quick: Any) -> Any:
@@ -62,10 +62,10 @@ class Row:
     peer: str = ""
     theirs: list[float] = field(default_factory=list)
     target: float | None = None
-    at_most: bool = False               # the target is an upper limit
-    smaller_is_better: bool = False     # of the measured numbers (best = smallest)
-    compare: bool = True                # False: the target is for our number, the peer is shown
-    exact: bool = False                 # a count or size, not a timing: no tie
+    at_most: bool = False  # the target is an upper limit
+    smaller_is_better: bool = False  # of the measured numbers (best = smallest)
+    compare: bool = True  # False: the target is for our number, the peer is shown
+    exact: bool = False  # a count or size, not a timing: no tie
     notes: dict[str, str] = field(default_factory=dict)
 
     @property

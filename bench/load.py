@@ -19,23 +19,42 @@ def _load(settings: Settings, automove: bool) -> dict[str, dict[str, float]]:
         for each in pair:
             loaded = flash.fill(each, keys, 0.0)
             kept = flash.read_all(each, keys)
-            found[each.name] = {"kept": 100 * kept["hits"] / keys, "wrong": kept["wrong"],
-                                "refused": loaded["refused"], "rate": loaded["rate"],
-                                "cpu_us": loaded["cpu_us"]}
+            found[each.name] = {
+                "kept": 100 * kept["hits"] / keys,
+                "wrong": kept["wrong"],
+                "refused": loaded["refused"],
+                "rate": loaded["rate"],
+                "cpu_us": loaded["cpu_us"],
+            }
     return found
 
 
 def run(settings: Settings) -> list[Row]:
     plain, tuned = _load(settings, automove=False), _load(settings, automove=True)
-    rounds = {harness.OURS: [found[harness.OURS] for found in (plain, tuned)
-                             if harness.OURS in found],
-              daemon.MEMCACHED: [plain[daemon.MEMCACHED]], TUNED: [tuned[daemon.MEMCACHED]]}
+    rounds = {
+        harness.OURS: [found[harness.OURS] for found in (plain, tuned) if harness.OURS in found],
+        daemon.MEMCACHED: [plain[daemon.MEMCACHED]],
+        TUNED: [tuned[daemon.MEMCACHED]],
+    }
     rows = []
     for peer in (daemon.MEMCACHED, TUNED):
-        kept = Row("items kept", "%", [r["kept"] for r in rounds[harness.OURS]], peer,
-                   [r["kept"] for r in rounds[peer]], 100.0, compare=False, exact=True)
-        rate = Row("sets while loading", "op/s", [r["rate"] for r in rounds[harness.OURS]], peer,
-                   [r["rate"] for r in rounds[peer]])
+        kept = Row(
+            "items kept",
+            "%",
+            [r["kept"] for r in rounds[harness.OURS]],
+            peer,
+            [r["kept"] for r in rounds[peer]],
+            100.0,
+            compare=False,
+            exact=True,
+        )
+        rate = Row(
+            "sets while loading",
+            "op/s",
+            [r["rate"] for r in rounds[harness.OURS]],
+            peer,
+            [r["rate"] for r in rounds[peer]],
+        )
         pair = [rounds[name][0] for name in (harness.OURS, peer) if rounds[name]]
         rate.notes["server CPU us/set"] = " / ".join(f"{r['cpu_us']:.2f}" for r in pair)
         for what in ("refused", "wrong"):

@@ -81,8 +81,9 @@ def fill_flash(ram: int, path: str) -> dict[str, float]:
     with siltstone.Cache(path, ram=ram, flash=flash, codec="raw") as cache:
         for index in range(count):
             cache.set(key_of(index), value_of(index, 8))
-        found = sum(cache.get(key_of(index)) == value_of(index, 8)
-                    for index in range(0, count, step))
+        found = sum(
+            cache.get(key_of(index)) == value_of(index, 8) for index in range(0, count, step)
+        )
     return {"items": found * step, "loaded": count}
 
 
@@ -91,8 +92,13 @@ def fill_flash(ram: int, path: str) -> dict[str, float]:
 
 def fill_server(name: str, ram: int, mix: Mix) -> dict[str, float]:
     keys = mix.keys(ram)
-    sizes: dict[str, Any] = {"size_min": mix.size_min, "size_max": mix.size_max,
-                             "count": keys, "sequential": True, "connections": CONNECTIONS}
+    sizes: dict[str, Any] = {
+        "size_min": mix.size_min,
+        "size_max": mix.size_max,
+        "count": keys,
+        "sequential": True,
+        "connections": CONNECTIONS,
+    }
     with daemon.running(name, "-m", str(ram >> 20), "-t", "1") as server:
         server.load("set", operations=mix.stores(ram), **sizes)
         resident = harness.resident_bytes(server.process.pid)
@@ -103,10 +109,17 @@ def fill_server(name: str, ram: int, mix: Mix) -> dict[str, float]:
 def fill_server_flash(name: str, ram: int, directory: Path) -> dict[str, float]:
     """Values of 100 B, all of them larger than ext_item_size, so that they may go to flash."""
     count = ram // 20
-    options = (f"ext_page_size=16,ext_path={directory / name}:2g,ext_wbuf_size=4,"
-               "ext_item_size=80,slab_automove=2")
-    shape: dict[str, Any] = {"count": count, "operations": count, "sequential": True,
-                             "size_min": 100, "connections": CONNECTIONS}
+    options = (
+        f"ext_page_size=16,ext_path={directory / name}:2g,ext_wbuf_size=4,"
+        "ext_item_size=80,slab_automove=2"
+    )
+    shape: dict[str, Any] = {
+        "count": count,
+        "operations": count,
+        "sequential": True,
+        "size_min": 100,
+        "connections": CONNECTIONS,
+    }
     with daemon.running(name, "-m", str(ram >> 20), "-t", "1", "-o", options) as server:
         server.load("set", **shape)
         found = server.load("get", check=True, **shape)
@@ -123,39 +136,90 @@ def run(settings: Settings) -> list[Row]:
     with settings.directory() as directory:
         directory.chmod(0o777)
         found = {name: fill_server_flash(name, ram, directory) for name in names}
-    rows.append(_row("bytes of limit an item on flash, server", "B",
-                     {name: ram / each["items"] for name, each in found.items()}, 24.0, True))
+    rows.append(
+        _row(
+            "bytes of limit an item on flash, server",
+            "B",
+            {name: ram / each["items"] for name, each in found.items()},
+            24.0,
+            True,
+        )
+    )
     rows[-1].notes["items found of loaded"] = " / ".join(
-        f"{each['items']:,.0f} of {each['loaded']:,.0f}" for each in found.values())
+        f"{each['items']:,.0f} of {each['loaded']:,.0f}" for each in found.values()
+    )
     for mix in MIXES:
         each = {name: fill_server(name, ram, mix) for name in names}
-        rows.append(_row(f"user data, server, {mix.name}", "of limit",
-                         {name: one["bytes"] / ram for name, one in each.items()}, mix.target))
+        rows.append(
+            _row(
+                f"user data, server, {mix.name}",
+                "of limit",
+                {name: one["bytes"] / ram for name, one in each.items()},
+                mix.target,
+            )
+        )
         rows[-1].notes["resident MiB"] = " / ".join(
-            f"{one['resident'] / 2**20:.0f}" for one in each.values())
+            f"{one['resident'] / 2**20:.0f}" for one in each.values()
+        )
         rows[-1].notes["wrong"] = " / ".join(f"{one['wrong']:.0f}" for one in each.values())
     return rows
 
 
-def _row(name: str, unit: str, values: dict[str, float], target: float,
-         at_most: bool = False) -> Row:
+def _row(
+    name: str, unit: str, values: dict[str, float], target: float, at_most: bool = False
+) -> Row:
     ours = [values[harness.OURS]] if harness.OURS in values else []
-    return Row(name, unit, ours, daemon.MEMCACHED, [values[daemon.MEMCACHED]], target, at_most,
-               at_most, compare=False, exact=True)
+    return Row(
+        name,
+        unit,
+        ours,
+        daemon.MEMCACHED,
+        [values[daemon.MEMCACHED]],
+        target,
+        at_most,
+        at_most,
+        compare=False,
+        exact=True,
+    )
 
 
 def _embedded(settings: Settings, ram: int) -> list[Row]:
     with settings.directory() as directory:
         flash = child.call(fill_flash, ram, str(directory / "cache"))
-    rows = [Row("bytes of limit an item on flash, embedded", "B", [ram / flash["items"]],
-                target=24.0, at_most=True, smaller_is_better=True, exact=True,
-                notes={"items found of loaded": f"{flash['items']:,} of {flash['loaded']:,}"})]
+    rows = [
+        Row(
+            "bytes of limit an item on flash, embedded",
+            "B",
+            [ram / flash["items"]],
+            target=24.0,
+            at_most=True,
+            smaller_is_better=True,
+            exact=True,
+            notes={"items found of loaded": f"{flash['items']:,} of {flash['loaded']:,}"},
+        )
+    ]
     for mix in MIXES:
         found = child.call(fill_embedded, ram, mix)
-        rows.append(Row(f"user data, embedded, {mix.name}", "of limit", [found["bytes"] / ram],
-                        target=mix.target, exact=True, notes={"wrong": str(found["wrong"])}))
-        rows.append(Row(f"resident memory less the interpreter, {mix.name}", "of limit",
-                        [found["resident"] / ram], target=1.05, at_most=True, exact=True,
-                        smaller_is_better=True,
-                        notes={"interpreter MiB": f"{found['interpreter'] / 2**20:.0f}"}))
+        rows.append(
+            Row(
+                f"user data, embedded, {mix.name}",
+                "of limit",
+                [found["bytes"] / ram],
+                target=mix.target,
+                exact=True,
+                notes={"wrong": str(found["wrong"])},
+            )
+        )
+        rows.append(
+            Row(
+                f"resident memory less the interpreter, {mix.name}",
+                "of limit",
+                [found["resident"] / ram],
+                target=1.05,
+                at_most=True,
+                exact=True,
+                smaller_is_better=True,
+                notes={"interpreter MiB": f"{found['interpreter'] / 2**20:.0f}"},
+            )
+        )
     return rows

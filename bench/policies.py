@@ -64,7 +64,7 @@ class SIEVE:
             return True
         slot = len(self.slot_of) if len(self.slot_of) < self.capacity else self._evict()
         self.slot_of[key], self.key_at[slot], self.visited[slot] = slot, key, 0
-        head = self.older[self.anchor]      # the newest
+        head = self.older[self.anchor]  # the newest
         self.older[slot], self.newer[slot] = head, self.anchor
         self.newer[head] = self.older[self.anchor] = slot
         return False

@@ -22,7 +22,7 @@ TITLE = "Four processes on one cache: 90 % get, 10 % set, 100-byte values"
 PROCESSES = 4
 KEYS = 50_000
 VALUE_SIZE = 100
-BATCH = 500                 # operations between two looks at the clock
+BATCH = 500  # operations between two looks at the clock
 GETS_OF_TEN = 9
 
 
@@ -68,9 +68,10 @@ def _measure(kind: str, path: Path, count: int, seconds: float) -> float:
     """Operations a second of `count` processes together."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(count), context.Queue()
-    workers = [context.Process(target=_process,
-                               args=(kind, path, seed, seconds, barrier, results))
-               for seed in range(count)]
+    workers = [
+        context.Process(target=_process, args=(kind, path, seed, seconds, barrier, results))
+        for seed in range(count)
+    ]
     for worker in workers:
         worker.start()
     rates = [results.get(timeout=120) for _ in workers]
@@ -101,13 +102,34 @@ def run(settings: Settings) -> list[Row]:
                 sides[f"{kind} {count}"] = (kind, path, count)
         found = harness.alternate(sides, lambda side: _measure(*side, seconds), settings.rounds)
     ours = found.get(f"{harness.OURS} {PROCESSES}", [])
-    rows = [Row(f"{PROCESSES} processes, together", "op/s", ours, "diskcache",
-                found[f"diskcache {PROCESSES}"], 15.0),
-            Row("one process", "op/s", found.get(f"{harness.OURS} 1", []), "diskcache",
-                found["diskcache 1"])]
+    rows = [
+        Row(
+            f"{PROCESSES} processes, together",
+            "op/s",
+            ours,
+            "diskcache",
+            found[f"diskcache {PROCESSES}"],
+            15.0,
+        ),
+        Row(
+            "one process",
+            "op/s",
+            found.get(f"{harness.OURS} 1", []),
+            "diskcache",
+            found["diskcache 1"],
+        ),
+    ]
     if ours:
         share = min(PROCESSES, len(os.sched_getaffinity(0)))
         alone = [rate * share for rate in found[f"{harness.OURS} 1"]]
-        rows.append(Row(f"{PROCESSES} processes against {share} x one alone", "op/s", ours,
-                        "one process per core", alone, 0.8))
+        rows.append(
+            Row(
+                f"{PROCESSES} processes against {share} x one alone",
+                "op/s",
+                ours,
+                "one process per core",
+                alone,
+                0.8,
+            )
+        )
     return rows

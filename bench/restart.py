@@ -20,16 +20,19 @@ TITLE = "Warm restart of a cache on flash, 100-byte values"
 ITEMS = 10_000_000
 QUICK_ITEMS = 300_000
 VALUE_SIZE = 100
-RECORD_SIZE = 176           # on flash, rounded up
+RECORD_SIZE = 176  # on flash, rounded up
 RAM_AN_ITEM = 40
 SAMPLE = 20_000
 
-_open: list[Any] = []       # keeps a cache open until its process is killed
+_open: list[Any] = []  # keeps a cache open until its process is killed
 
 
 def geometry(items: int) -> dict[str, Any]:
-    return {"ram": max(items * RAM_AN_ITEM, 8 << 20), "codec": "raw",
-            "flash": max(items * RECORD_SIZE * 5 // 4, 64 << 20)}
+    return {
+        "ram": max(items * RAM_AN_ITEM, 8 << 20),
+        "codec": "raw",
+        "flash": max(items * RECORD_SIZE * 5 // 4, 64 << 20),
+    }
 
 
 def load(path: str, items: int) -> dict[str, float]:
@@ -76,15 +79,35 @@ def run(settings: Settings) -> list[Row]:
         loaded = child.call(load, path, items)
         clean = child.call(reopen, path, items, 0, kill=True)
         lost = child.call(reopen, path, items, 1 << 20, kill=True)
-    rows = [Row("after a clean stop", "s", [clean["seconds"]], target=1.0, at_most=True,
-                smaller_is_better=True),
-            Row("arena lost, a GiB of flash in use", "s", [lost["seconds"] / gib], target=1.0,
-                at_most=True, smaller_is_better=True)]
+    rows = [
+        Row(
+            "after a clean stop",
+            "s",
+            [clean["seconds"]],
+            target=1.0,
+            at_most=True,
+            smaller_is_better=True,
+        ),
+        Row(
+            "arena lost, a GiB of flash in use",
+            "s",
+            [lost["seconds"] / gib],
+            target=1.0,
+            at_most=True,
+            smaller_is_better=True,
+        ),
+    ]
     # A fast start that has forgotten everything is no warm one.
-    rows += [Row(f"items found, {when}", "%", [100 * found["found"]], target=99.0, exact=True)
-             for when, found in (("after a clean stop", clean), ("arena lost", lost))]
+    rows += [
+        Row(f"items found, {when}", "%", [100 * found["found"]], target=99.0, exact=True)
+        for when, found in (("after a clean stop", clean), ("arena lost", lost))
+    ]
     for row, found in zip(rows[:2], (clean, lost), strict=True):
-        row.notes = {"items": f"{items:,}", "GiB on flash": f"{gib:.2f}",
-                     "wrong": f"{found['wrong']:.0f}", "seconds": f"{found['seconds']:.3f}"}
+        row.notes = {
+            "items": f"{items:,}",
+            "GiB on flash": f"{gib:.2f}",
+            "wrong": f"{found['wrong']:.0f}",
+            "seconds": f"{found['seconds']:.3f}",
+        }
     rows[0].notes |= {"load s": f"{loaded['load']:.1f}", "close s": f"{loaded['close']:.2f}"}
     return rows

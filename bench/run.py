@@ -21,8 +21,18 @@ from typing import Any
 from bench import machine
 from bench.harness import Settings
 
-BENCHES = ("server", "flash", "load", "memory", "embedded", "spill", "processes", "churn",
-           "restart", "hitratio")
+BENCHES = (
+    "server",
+    "flash",
+    "load",
+    "memory",
+    "embedded",
+    "spill",
+    "processes",
+    "churn",
+    "restart",
+    "hitratio",
+)
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -49,8 +59,13 @@ def measure_apart(name: str, settings: Settings) -> dict[str, Any]:
         try:
             return pool.submit(measure, name, settings).result()
         except concurrent.futures.process.BrokenProcessPool:
-            return {"bench": name, "title": name, "rows": [], "seconds": 0.0,
-                    "error": "the process that ran it died"}
+            return {
+                "bench": name,
+                "title": name,
+                "rows": [],
+                "seconds": 0.0,
+                "error": "the process that ran it died",
+            }
 
 
 # The report -----------------------------------------------------------------------------------
@@ -94,8 +109,17 @@ HEADER = ("what", "unit", "siltstone", "peer", "of peer", "ratio", "target", "ve
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     beside = "; ".join(f"{name} {value}" for name, value in row["notes"].items())
-    return (row["name"], row["unit"], samples(row, "ours"), row["peer"] or "-",
-            samples(row, "theirs"), ratio(row), target(row), row["verdict"], beside)
+    return (
+        row["name"],
+        row["unit"],
+        samples(row, "ours"),
+        row["peer"] or "-",
+        samples(row, "theirs"),
+        ratio(row),
+        target(row),
+        row["verdict"],
+        beside,
+    )
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -145,8 +169,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=0, help="alternating rounds (5; quick: 3)")
     parser.add_argument("--items", type=int, default=0, help="items of the restart bench")
     parser.add_argument("--peers-only", action="store_true", help="measure only the peers")
-    parser.add_argument("--scratch", type=Path, default=Settings.scratch,
-                        help="where data files go: a directory on the disk to be measured")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=Settings.scratch,
+        help="where data files go: a directory on the disk to be measured",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="where results are written")
     chosen = parser.parse_args(argv)
     unknown = [name for name in chosen.names if name not in BENCHES]
@@ -158,8 +186,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: all ran (targets met or not); 1: something failed to run."""
     chosen = arguments(argv)
-    settings = Settings(chosen.quick, chosen.rounds or (3 if chosen.quick else 5),
-                        chosen.peers_only, chosen.items, chosen.scratch)
+    settings = Settings(
+        chosen.quick,
+        chosen.rounds or (3 if chosen.quick else 5),
+        chosen.peers_only,
+        chosen.items,
+        chosen.scratch,
+    )
     report = machine.describe() | {"quick": chosen.quick, "rounds": settings.rounds, "benches": []}
     for name in chosen.names or BENCHES:
         report["benches"].append(measure_apart(name, settings))

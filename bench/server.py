@@ -36,15 +36,28 @@ def run(settings: Settings) -> list[Row]:
     seconds = settings.pick(2.0, 0.5)
     with daemon.pair(settings, {harness.OURS: FLAGS, daemon.MEMCACHED: FLAGS}) as servers:
         for server in servers:
-            server.load("set", count=KEYS, operations=KEYS, sequential=True,
-                        connections=CONNECTIONS, size_min=VALUE_SIZE)
+            server.load(
+                "set",
+                count=KEYS,
+                operations=KEYS,
+                sequential=True,
+                connections=CONNECTIONS,
+                size_min=VALUE_SIZE,
+            )
         return [_measure(load, servers, seconds, settings.rounds) for load in LOADS]
 
 
 def _measure(load: Load, servers: list[daemon.Daemon], seconds: float, rounds: int) -> Row:
     def once(server: daemon.Daemon) -> dict[str, float]:
-        return server.load(load.operation, count=KEYS, seconds=seconds, connections=CONNECTIONS,
-                           size_min=VALUE_SIZE, check=True, **load.shape)
+        return server.load(
+            load.operation,
+            count=KEYS,
+            seconds=seconds,
+            connections=CONNECTIONS,
+            size_min=VALUE_SIZE,
+            check=True,
+            **load.shape,
+        )
 
     results = harness.alternate({server.name: server for server in servers}, once, rounds)
     return compare(load.name, results, load.target)
@@ -61,8 +74,10 @@ def compare(name: str, results: dict[str, list[dict[str, float]]], target: float
         ("p99_us", "p99 us", 0),
         ("p999_us", "p99.9 us", 0),
     ):
-        pair = [statistics.median(r[field_name] for r in side) if side else 0.0
-                for side in (ours, theirs)]
+        pair = [
+            statistics.median(r[field_name] for r in side) if side else 0.0
+            for side in (ours, theirs)
+        ]
         notes[title] = f"{pair[0]:.{digits}f} / {pair[1]:.{digits}f}"
         if field_name == "cpu_us" and ours and theirs:
             notes["ratio by CPU"] = f"{pair[1] / pair[0]:.2f}"
@@ -70,5 +85,12 @@ def compare(name: str, results: dict[str, list[dict[str, float]]], target: float
         counts = [int(sum(r[field_name] for r in side)) for side in (ours, theirs)]
         if any(counts):
             notes[field_name] = f"{counts[0]} / {counts[1]}"
-    return Row(name, "op/s", [r["rate"] for r in ours], daemon.MEMCACHED,
-               [r["rate"] for r in theirs], target, notes=notes)
+    return Row(
+        name,
+        "op/s",
+        [r["rate"] for r in ours],
+        daemon.MEMCACHED,
+        [r["rate"] for r in theirs],
+        target,
+        notes=notes,
+    )

@@ -30,20 +30,25 @@ def run(settings: Settings) -> list[Row]:
     with settings.directory() as directory, contextlib.ExitStack() as stack:
         sides = [
             stack.enter_context(embedded.lmdb_environment(directory / "lmdb", 4 * total)),
-            stack.enter_context(
-                embedded.lmdb_environment(directory / "writemap", 4 * total, True)),
+            stack.enter_context(embedded.lmdb_environment(directory / "writemap", 4 * total, True)),
             stack.enter_context(embedded.diskcache_cache(directory / "diskcache", 4 * total)),
         ]
         if not settings.peers_only:
-            sides.append(stack.enter_context(embedded.siltstone_cache(
-                directory / "siltstone", "raw", ram=total // RAM_SHARE, flash=2 * total)))
+            sides.append(
+                stack.enter_context(
+                    embedded.siltstone_cache(
+                        directory / "siltstone", "raw", ram=total // RAM_SHARE, flash=2 * total
+                    )
+                )
+            )
         missing = {side.name: _fill(side, items) for side in sides}
         named = {side.name: side for side in sides}
         gets = harness.alternate(named, lambda side: _gets(side, probes), settings.rounds)
         sets = harness.alternate(named, lambda side: _sets(side, probes), settings.rounds)
     rows = embedded.compare("random get", gets, {"py-lmdb": 0.8, "diskcache": 5.0})
-    rows += embedded.compare("random set", sets, {"py-lmdb": 1.5, "py-lmdb writemap": None,
-                                                "diskcache": None})
+    rows += embedded.compare(
+        "random set", sets, {"py-lmdb": 1.5, "py-lmdb writemap": None, "diskcache": None}
+    )
     rows[0].notes["missing or wrong after the load"] = str(missing.get(harness.OURS, "-"))
     return rows
 
@@ -53,9 +58,10 @@ def _fill(side: Side, items: int) -> int:
     key_of, value_of = generator().key_of, generator().value_of
     for index in range(items):
         side.set(key_of(index), value_of(index, VALUE_SIZE))
-    step = side.share       # of the slow peer only a part is read back
-    return sum(side.get(key_of(index)) != value_of(index, VALUE_SIZE)
-               for index in range(0, items, step))
+    step = side.share  # of the slow peer only a part is read back
+    return sum(
+        side.get(key_of(index)) != value_of(index, VALUE_SIZE) for index in range(0, items, step)
+    )
 
 
 def _gets(side: Side, probes: list[int]) -> float:

@@ -44,8 +44,10 @@ def shifting(capacity: int, count: int) -> list[int]:
     random_ = random.Random(SEED + 2)
     stream: list[int] = []
     for phase in range(10):
-        stream += [(key + phase * 3 * capacity) % (10 * capacity)
-                   for key in zipf(random_, 10 * capacity, count // 10, 0.9)]
+        stream += [
+            (key + phase * 3 * capacity) % (10 * capacity)
+            for key in zipf(random_, 10 * capacity, count // 10, 0.9)
+        ]
     return stream
 
 
@@ -53,8 +55,10 @@ def once(capacity: int, count: int) -> list[int]:
     """As behind a web proxy: half of the requests are for keys that never come again."""
     random_ = random.Random(SEED + 3)
     fresh = itertools.count(1 << 41)
-    return [next(fresh) if random_.random() < 0.5 else key
-            for key in zipf(random_, 4 * capacity, count, 1.0)]
+    return [
+        next(fresh) if random_.random() < 0.5 else key
+        for key in zipf(random_, 4 * capacity, count, 1.0)
+    ]
 
 
 TRACES: dict[str, Callable[[int, int], list[int]]] = {

@@ -18,7 +18,7 @@ def _value(key: int, turn: int) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("ram_mib", [4, 8, 16])
 def test_overwriting_mixed_sizes_ends_and_keeps_what_it_says(ram_mib: int) -> None:
-    # With 16 MiB this once went round for ever: parts of more than half a frame were moved from frame
+    # With 16 MiB this once went round for ever: parts of over half a frame were moved from frame
     # to frame, each move freeing one and taking one.
     keys, turns = 40 * ram_mib, 10
     source = random.Random(ram_mib)

@@ -132,7 +132,7 @@ def test_the_cas_number_is_the_same_before_and_after_flash() -> None:
 
 
 def test_many_keys_go_in_turns() -> None:
-    backend, session = filled(300)
+    _, session = filled(300)
     keys = b" ".join(b"k%d" % number for number in range(300))
     session.feed(b"get " + keys + b"\r\nversion\r\n")
     assert 0 < session.pending <= 64

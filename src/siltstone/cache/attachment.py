@@ -200,9 +200,7 @@ class Attachment:
         sections = {SECTION_CACHE: cache_section_bytes(shards), SECTION_TAGS: TAG_BYTES}
         if self.device is not None:
             count = max(2, self.settings.buffers // self.settings.buffer_size)
-            sections |= log_sections(
-                self.device.segment_count, 4, count, self.settings.buffer_size
-            )
+            sections |= log_sections(self.device.segment_count, 4, count, self.settings.buffer_size)
         return sections
 
     def _open_arena(self, door: dict[str, Any]) -> None:
@@ -274,9 +272,7 @@ class Attachment:
                 f"{directory} has no room for an arena of {format_size(settings.ram)}: make it "
                 "larger, lower `ram`, or leave `arena` to auto",
             )
-        descriptor, self.arena_path = create_arena_file(
-            directory, settings.ram, mode=settings.mode
-        )
+        descriptor, self.arena_path = create_arena_file(directory, settings.ram, mode=settings.mode)
         self._files.append(descriptor)
         return descriptor
 
