@@ -19,7 +19,7 @@ from siltstone.cache.index cimport (
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
 from siltstone.log.atomics cimport add64
-from siltstone.log.log cimport LOG_ALIGNMENT, log_current
+from siltstone.log.log cimport LOG_ALIGNMENT, LOG_OK, log_current, log_live
 
 cdef enum:
     PURGE_WORTH = 16            # slots, about 1 % of a full group
@@ -220,6 +220,8 @@ cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view
     cdef uint64_t low, hot = 0
     cdef int queue = QUEUE_SMALL
     reply.meta.value_size = size
+    if request.position:
+        return _link_large(cache, shard, request, view, expire_ms, bits, force, now, reply)
     if size > cache.item_size_max or size + request.key_size > cache.item_bytes_ram_max:
         return _too_large(cache, shard, request, view)
     flags = (flags & (ITEM_STR_KEY | ITEM_TAG)) | (ITEM_EXPIRY if expire_ms else 0)
@@ -263,6 +265,34 @@ cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view
     reply.meta.client_flags = client_flags
     reply.meta.expire_ms = expire_ms
     count(cache, COUNT_TOTAL_ITEMS, 1)
+    return CACHE_OK
+
+cdef int _link_large(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
+                     int64_t expire_ms, uint64_t bits, bint force, int64_t now,
+                     reply_t *reply) noexcept nogil:
+    # The value's records are written: only the slot is missing. Slot first, then the live bit.
+    cdef slot_t *slot = view.slot
+    if slot == NULL:
+        if not _index_room(cache, shard, request.hash, force, now):
+            return NEED_INDEX
+        slot = index_insert(cache, shard, request.hash, 0, 0)
+    else:
+        release(cache, shard, slot)
+    if request.options & OPT_TAG:
+        bits |= SLOT_TAGGED
+    slot.high = (slot.high & SLOT_HIGH_HASH_MASK) | _slot_expiry_of(cache, expire_ms)
+    slot.low = (slot.low & SLOT_HASH_MASK) | (<uint64_t>SLOT_FLASH << SLOT_KIND_SHIFT) | bits | (
+        request.position // LOG_ALIGNMENT)
+    shard.items_flash += 1
+    if log_live(cache.log, request.position) != LOG_OK:
+        unlink(cache, shard, request.hash, slot)
+        return CACHE_NO_MEMORY
+    reply.meta.cas = request.cas_new
+    reply.meta.client_flags = request.client_flags
+    reply.meta.expire_ms = expire_ms
+    count(cache, COUNT_TOTAL_ITEMS, 1)
+    count(cache, COUNT_FLASH_WRITES, 1)
+    count(cache, COUNT_FLASH_WRITE_BYTES, request.key_size + request.value_size)
     return CACHE_OK
 
 cdef inline int _queue_of(cache_t *cache, slot_t *slot) noexcept nogil:

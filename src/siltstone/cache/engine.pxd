@@ -124,6 +124,7 @@ cdef struct request_t:
     int64_t vivify_expire_ms
     int64_t win_below_ms
     uint64_t tag            # hash of the tag
+    uint64_t position       # the engine's own: the value is on flash already; 0 = no. Start at 0
 
 cdef struct reply_t:
     meta_t meta             # of the item after the operation (fetched, idle_s: before it)

@@ -17,6 +17,7 @@ from siltstone.cache.flash cimport (
 )
 from siltstone.cache.hashing cimport siphash13
 from siltstone.cache.index cimport index_probe
+from siltstone.cache.large cimport large_write
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport (
@@ -283,7 +284,8 @@ cdef void _maybe_recache(cache_t *cache, const char *key, uint32_t key_size, uin
     cdef request_t request
     cdef reply_t reply
     if cache.recache_rate == 0 or slot_hotness(cursor.slot_word) < 2 or (
-            frames_free(cache.arena) <= cache.reserve_frames):
+            frames_free(cache.arena) <= cache.reserve_frames
+            or record.value_size + key_size > cache.item_bytes_ram_max):
         return
     if add64(&cache.recache_counter, 1) % cache.recache_rate:
         return
@@ -305,6 +307,11 @@ cdef int cache_execute(cache_t *cache, request_t *request, record_t *record,
     cdef int status, tries = 0
     cdef uint64_t needed
     cdef bint force = False
+    request.position = 0
+    if _too_large_for_ram(cache, request):
+        status = large_write(cache, request)
+        if status != CACHE_OK:
+            return status if status == CACHE_BUSY else _refuse(cache, shard, request)
     while tries < CHANGE_TRIES:
         tries += 1
         if not shard_enter(cache, shard):
@@ -327,6 +334,11 @@ cdef int cache_execute(cache_t *cache, request_t *request, record_t *record,
         else:
             return status
     return _refuse(cache, shard, request)
+
+cdef bint _too_large_for_ram(cache_t *cache, request_t *request) noexcept nogil:
+    return cache.log != NULL and request.op <= OP_REPLACE and request.expire_ms >= 0 and (
+        request.value_size <= cache.item_size_max
+        and request.value_size + request.key_size > cache.item_bytes_ram_max)
 
 cdef bint _reply_grown(reply_t *reply) noexcept nogil:
     cdef uint64_t needed = reply.meta.value_size + reply.meta.value_size // 4 + 64
