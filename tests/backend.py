@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from siltstone.cache.engine import CacheEngine, cache_section_bytes, geometry
+from siltstone.cache.statistics import COUNTER_NAMES
 from siltstone.cache.sweep import drain
 from siltstone.clock import SYSTEM_CLOCK
 from siltstone.config import KIB, MIB
@@ -50,6 +51,7 @@ class MemoryBackend:
     def stats(self) -> Mapping[str, Any]:
         totals = self.engine.totals()
         return {
+            **dict(zip(COUNTER_NAMES, self.engine.counters(), strict=False)),
             "curr_items": totals["items_ram"] + totals["items_flash"],
             "bytes": totals["bytes_used"],
             "limit_maxbytes": self.ram,

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 KEYS = (b"a", b"b", b"k" * 250, b"k" * 251, b"YQ==", b"!!", b"a:b", b"\x00\xff", b"noreply")
 NUMBERS = (b"0", b"1", b"2", b"5", b"-1", b"x", b"+3", b"100", b"2592001", b"4294967296",
-           b"18446744073709551615", b"18446744073709551616", b"999999999999", b"1.5", b"")  # fmt: skip
+           b"18446744073709551615", b"18446744073709551616", b"999999999999", b"1.5",
+           b"")  # fmt: skip
 COMMANDS = (b"get", b"gets", b"gat", b"gats", b"set", b"add", b"replace", b"append", b"prepend",
             b"cas", b"incr", b"decr", b"delete", b"touch", b"version", b"mg", b"ms", b"md", b"ma",
             b"mn", b"me", b"verbosity", b"stats", b"lru_crawler", b"slabs", b"extstore", b"watch",

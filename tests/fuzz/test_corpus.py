@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from fuzz import session
 
 INPUTS = sorted(session.CORPUS.iterdir())

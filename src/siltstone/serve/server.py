@@ -223,11 +223,13 @@ class Server:
             if not (connection.session.pending or connection.session.paused):
                 connection.transport.close()
         if self.connections:
+            self._empty.clear()
             try:
                 await asyncio.wait_for(self._empty.wait(), self.settings.close_timeout)
             except TimeoutError:
                 for connection in list(self.connections):
                     connection.transport.abort()
+                await self._empty.wait()
         while self._reads:
             await asyncio.sleep(RETRY_SECONDS)
         self._servers.clear()
