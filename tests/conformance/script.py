@@ -25,6 +25,8 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parent / "scripts"
 CLOSED = "(closed)"
 NOTHING = "(nothing)"
+# seconds since: the clock may tick between two commands
+TIME_SINCE = re.compile(rb"( l|\\ l|la=|la\\=)(\d+)")
 TIME_LEFT = re.compile(rb"( t|\\ t|exp=|exp\\=)(\d+)")
 
 
@@ -58,6 +60,7 @@ class Case:
             else:
                 parts.append(re.escape(expand(line)))
             parts.append(rb"\r\n")
+        parts = [TIME_SINCE.sub(_or_one_more, part) for part in parts]
         if rounded:
             parts = [TIME_LEFT.sub(_or_one_more, part) for part in parts]
         return re.compile(b"".join(parts), re.DOTALL)
