@@ -233,16 +233,28 @@ def store(client: Any, parts: Sequence[Part], wanted: int, bar: Bar) -> tuple[li
             data = read_part(part)
             key = key_of(turn, part)
             started = perf_counter_ns()
-            answer = client.set(key, data, noreply=False)
+            accepted = _set(client, key, data)
             phase.durations_ns.append(perf_counter_ns() - started)
-            phase.misses += answer is not True
-            items.append(Item(key, part, digest(data)))
             stored += len(key) + len(data)
+            if accepted:
+                items.append(Item(key, part, digest(data)))
+            else:
+                phase.misses += 1  # refused: it can only be missed
             bar.to(stored)
         turn += 1
     phase.seconds = sum(phase.durations_ns) / 1e9
     phase.statistics = _statistics(client)
     return items, phase
+
+
+def _set(client: Any, key: str, data: bytes) -> bool:
+    try:
+        return client.set(key, data, noreply=False) is True
+    except Exception as error:
+        # the server's refusals; pymemcache closes the connection and opens another
+        if type(error).__module__ != "pymemcache.exceptions":
+            raise
+        return False
 
 
 def read_all(name: str, client: Any, items: Sequence[Item], bar: Bar) -> Phase:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymemcache.exceptions import MemcacheServerError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -85,6 +86,17 @@ def test_rounds_go_on_until_enough_is_stored(folder: Path) -> None:
     assert phase.misses == 0
     only_once, _ = demo.store(client, parts, 1, bar())
     assert len(only_once) == len(parts)
+
+
+def test_a_refused_set_counts_as_a_miss(folder: Path) -> None:
+    class Full(FakeClient):
+        def set(self, key: str, value: bytes, noreply: bool) -> bool:
+            if len(value) == 1_000_000:
+                raise MemcacheServerError(b"out of memory storing object")
+            return super().set(key, value, noreply)
+
+    items, phase = demo.store(Full(), parts_of([folder]), 1, bar())
+    assert (len(items), phase.misses) == (3, 2)
 
 
 def test_wrong_and_missing_values_are_noticed(folder: Path) -> None:
