@@ -119,7 +119,8 @@ def test_files_decide_about_flash() -> None:
     settings = CacheSettings(path=Path("/x"), files=files, segment_size="16MiB")
     assert settings.flash == 164 * MIB
     assert settings.segments == 6 + 4
-    assert settings.flash_files == ((Path("/disk1/a"), 100 * MIB), (Path("/disk2/b"), 64 * MIB))
+    # in whole segments
+    assert settings.flash_files == ((Path("/disk1/a"), 96 * MIB), (Path("/disk2/b"), 64 * MIB))
     same = CacheSettings(path=Path("/x"), files="/disk1/a:100MiB,/disk2/b:64m", segment_size="16m")
     assert same == settings
 
