@@ -393,7 +393,11 @@ class Attachment:
             flush_idle_ms=int(settings.flush_idle * 1000),
         )
         self._note_memfd()
-        self.restored = restart.restore(self) if self.fresh else -1
+        self.restored = 0
+        if self.fresh:
+            self.restored = restart.restore(self)
+        else:
+            restart.resume(self)
 
     def _note_memfd(self) -> None:
         if self.lock is not None and self._memory_descriptor >= 0:
@@ -426,8 +430,12 @@ class Attachment:
         """Nobody else has it: all that is in RAM goes to flash, then the index is written."""
         if self.log is not None:
             drain(self.engine)
-            self.log.flush()
-            restart.save(self)
+            try:
+                self.log.flush()
+                restart.save(self)
+            except errors.EnvironmentFailure as error:
+                # without the clean mark: what did reach the device is found by reading it
+                logger.error("%s was not closed in order: %s", self.settings.path, error)
         if self.arena_path:
             remove_files([self.arena_path])
         self.door = self._sizes()  # without an arena: there is none
@@ -468,12 +476,6 @@ class Attachment:
 
     def clear_at(self, due_ms: int) -> None:
         self.engine.flush_at(due_ms)
-        self._note_flush()
-
-    def _note_flush(self) -> None:
-        # what a restart without the arena must know
-        if self.live_map is not None:
-            self.live_map.flush_word = self.arena.flush_word
 
     def segments(self) -> list[dict[str, Any]]:
         return [] if self.log is None else self.log.segments()

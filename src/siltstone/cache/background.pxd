@@ -15,7 +15,6 @@ cdef class Background:
     cdef public bint drop_unread
     cdef public uint32_t drop_under
     cdef int64_t flush_idle_ms
-    cdef uint64_t *cas_ceiling      # in the live map; NULL without one
     cdef object _thread
 
     cdef void _loop(self) noexcept nogil

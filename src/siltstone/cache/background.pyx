@@ -11,7 +11,6 @@ from siltstone.cache.shard cimport cache_t, now_ms
 from siltstone.log.arena cimport (
     LOCK_BUSY, LOCK_OWNER_DIED, PROCESS_SLOTS, frames_free, lock_drop, lock_repaired, lock_try,
 )
-from siltstone.log.atomics cimport load64
 from siltstone.log.log cimport (
     LOG_OK, log_clock, log_seal_idle, log_segments_free, log_write_one,
 )
@@ -46,7 +45,6 @@ cdef enum:
     PAUSE_MIN_US = 1000
     PAUSE_MAX_US = 50000        # an idle cache wakes 20 times a second
     WRITES_AT_ONCE = 8
-    CAS_AHEAD = 1 << 24         # CAS numbers that may be given out before the ceiling is raised
 
 cdef bint _alive(void *context, uint32_t slot) noexcept nogil:
     # For the log: does the process that holds this slot live? Its own lock is never seen by
@@ -141,7 +139,4 @@ cdef class Background:
             busy = True
         if cache.log != NULL and log_segments_free(cache.log) < 2:
             busy = forget_oldest(cache) or busy
-        if self.cas_ceiling != NULL and (
-                self.cas_ceiling[0] < load64(&cache.arena.header.cas_next) + CAS_AHEAD // 2):
-            self.cas_ceiling[0] = load64(&cache.arena.header.cas_next) + CAS_AHEAD
         return busy

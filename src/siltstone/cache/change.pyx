@@ -9,7 +9,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from siltstone.cache.change cimport *
 from siltstone.cache.engine cimport *
-from siltstone.cache.eviction cimport purge_group, release, slot_expired, unlink
+from siltstone.cache.eviction cimport purge_group, release, unlink
 from siltstone.cache.flash cimport (
     flash_item_t, flash_key_size, record_item, record_key, record_tag, record_value,
 )
@@ -19,10 +19,11 @@ from siltstone.cache.index cimport (
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
 from siltstone.log.atomics cimport add64
-from siltstone.log.log cimport LOG_ALIGNMENT, LOG_OK, log_current, log_live
+from siltstone.log.log cimport LOG_ALIGNMENT, LOG_OK, log_current, log_dead, log_live
 
 cdef enum:
     PURGE_WORTH = 16            # slots, about 1 % of a full group
+    CAS_AHEAD = 1 << 20         # numbers that are skipped when the arena is lost
 
 cdef extern from *:
     const uint64_t U64_MAX "UINT64_MAX"
@@ -35,6 +36,7 @@ cdef struct view_t:             # what is under the key now
     uint64_t value_size
     uint64_t cas
     int64_t expire_ms
+    int64_t record_expire_ms    # what the flash record says, which the slot may put off
     uint64_t tag
     uint32_t client_flags
     uint8_t flags
@@ -117,8 +119,9 @@ cdef int _view_flash(cache_t *cache, shard_t *shard, request_t *request, record_
     view.client_flags = head.client_flags
     view.flags = head.flags & (ITEM_STR_KEY | ITEM_TAG)
     view.tag = record_tag(record) if head.flags & ITEM_TAG else 0
+    view.record_expire_ms = <int64_t>head.expires_s * 1000
     view.expire_ms = 0 if expiry == 0 else (
-        <int64_t>head.expires_s * 1000 if expiry == EXPIRY_LOOK
+        view.record_expire_ms if expiry == EXPIRY_LOOK
         else cache.arena.header.created_ms + <int64_t>expiry * 1000)
     return CACHE_OK
 
@@ -153,19 +156,13 @@ cdef inline uint32_t _seconds(cache_t *cache, int64_t now) noexcept nogil:
 
 # Making it so -------------------------------------------------------------------------------
 
-cdef inline uint64_t _slot_expiry_of(cache_t *cache, int64_t expire_ms) noexcept nogil:
-    cdef int64_t seconds
-    if expire_ms == 0:
-        return 0
-    seconds = (expire_ms - cache.arena.header.created_ms + 999) // 1000
-    if seconds < 1:
-        return 1
-    return <uint64_t>seconds if seconds < EXPIRY_LOOK else EXPIRY_LOOK
-
 cdef inline uint64_t _new_cas(cache_t *cache, request_t *request) noexcept nogil:
     if request.options & OPT_CAS_NEW:
         return request.cas_new
-    return add64(&cache.arena.header.cas_next, 1)
+    cdef uint64_t number = add64(&cache.arena.header.cas_next, 1)
+    if cache.cas_ceiling != NULL and number >= load64_relaxed(cache.cas_ceiling):
+        store64(cache.cas_ceiling, number + CAS_AHEAD)
+    return number
 
 cdef bint _forget_oldest_slot(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
     # The group's flash item that was written first.
@@ -259,7 +256,7 @@ cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view
         bits |= SLOT_TAGGED
     low = (view.slot.low & SLOT_HASH_MASK) | (<uint64_t>SLOT_RAM << SLOT_KIND_SHIFT) | (
         hot << SLOT_HOT_SHIFT) | bits | (item_offset(cache, item) // 8)
-    view.slot.high = (view.slot.high & SLOT_HIGH_HASH_MASK) | _slot_expiry_of(cache, expire_ms)
+    view.slot.high = (view.slot.high & SLOT_HIGH_HASH_MASK) | slot_expiry_of(cache, expire_ms)
     view.slot.low = low
     reply.meta.cas = item.cas
     reply.meta.client_flags = client_flags
@@ -556,33 +553,64 @@ cdef int _store_number(cache_t *cache, shard_t *shard, request_t *request, view_
                   view.flags if view.exists else _request_flags(request),
                   _kept_bits(view) if view.exists else 0, force, now, reply)
 
+cdef inline void _set_slot_expiry(view_t *view, uint64_t expiry) noexcept nogil:
+    view.slot.high = (view.slot.high & SLOT_HIGH_HASH_MASK) | expiry
+
+cdef inline bint _slot_may_say(cache_t *cache, view_t *view, int64_t expire_ms) noexcept nogil:
+    # When the arena is lost the record's own expiry counts again: it must not be the later one.
+    if slot_expiry_of(cache, expire_ms) == EXPIRY_LOOK:
+        return False
+    if view.record_expire_ms == 0:
+        return expire_ms == 0
+    return expire_ms == 0 or expire_ms > view.record_expire_ms - 1000
+
 cdef int _retime(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
                  int64_t expire_ms, reply_t *reply, bint force, int64_t now) noexcept nogil:
-    # A new expiry; CAS and value stay. On flash the slot's expiry rules: nothing is written.
-    cdef request_t same
-    cdef content_t content
+    # A new expiry; CAS and value stay. A later one of a flash item is in its slot alone.
     reply.meta.expire_ms = expire_ms
     if expire_ms < 0:
         unlink(cache, shard, request.hash, view.slot)
         return CACHE_OK
     if view.item == NULL:
-        if _slot_expiry_of(cache, expire_ms) != EXPIRY_LOOK:
-            view.slot.high = (view.slot.high & SLOT_HIGH_HASH_MASK) | (
-                _slot_expiry_of(cache, expire_ms))
+        if _slot_may_say(cache, view, expire_ms):
+            _set_slot_expiry(view, slot_expiry_of(cache, expire_ms))
             return CACHE_OK
     elif view.item.flags & ITEM_EXPIRY or expire_ms == 0:
         if view.item.flags & ITEM_EXPIRY:
             item_expiry(view.item)[0] = expire_ms
-        view.slot.high = (view.slot.high & SLOT_HIGH_HASH_MASK) | _slot_expiry_of(cache, expire_ms)
+        _set_slot_expiry(view, slot_expiry_of(cache, expire_ms))
         return CACHE_OK
-    # the item has no room for an expiry, or the slot has not: written anew, CAS kept
-    same = request[0]
-    same.options = (same.options & ~<uint32_t>OPT_CAS) | OPT_CAS_NEW
+    if _no_room_in_ram(cache, request, view):
+        _mortal(cache, view)
+        _set_slot_expiry(view, min(slot_expiry_of(cache, expire_ms), EXPIRY_LOOK - 1))
+        return CACHE_OK
+    # the item has no room for an expiry, or its record says too late a one
+    return _take_up(cache, shard, request, view, expire_ms, reply, force, now)
+
+cdef inline bint _no_room_in_ram(cache_t *cache, request_t *request, view_t *view) noexcept nogil:
+    return view.item == NULL and (
+        view.value_size + request.key_size > cache.item_bytes_ram_max)
+
+cdef inline void _mortal(cache_t *cache, view_t *view) noexcept nogil:
+    # A flash item that is too large to be written anew keeps its place, but its record says what
+    # is not true any more: it does not outlive the arena.
+    log_dead(cache.log, slot_location(view.slot.low) * LOG_ALIGNMENT)
+
+cdef int _take_up(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
+                  int64_t expire_ms, reply_t *reply, bint force, int64_t now) noexcept nogil:
+    # A new item in RAM like the old one: CAS, flags, value and marks.
+    cdef request_t same = request[0]
+    cdef content_t content
+    cdef int status
+    same.options = OPT_CAS_NEW
     same.cas_new = view.cas
     memset(&content, 0, sizeof(content))
     content.old = True
-    return _store(cache, shard, &same, view, &content, view.client_flags, expire_ms, view.tag,
-                  view.flags, _all_bits(view), force, now, reply)
+    status = _store(cache, shard, &same, view, &content, view.client_flags, expire_ms, view.tag,
+                    view.flags, _all_bits(view), force, now, reply)
+    if status == CACHE_OK:
+        view.item = item_at(cache, slot_location(view.slot.low) * 8)
+    return status
 
 cdef inline uint64_t _all_bits(view_t *view) noexcept nogil:
     return _kept_bits(view) | (SLOT_STALE if view.stale else 0) | (SLOT_WON if view.won else 0)
@@ -602,7 +630,7 @@ cdef int _apply_meta_get(cache_t *cache, shard_t *shard, request_t *request, vie
                          reply_t *reply, bint force, int64_t now) noexcept nogil:
     cdef content_t content
     cdef int status
-    cdef bint win
+    cdef bint win, flash = view.item == NULL
     if not view.exists:
         if request.options & OPT_TOUCH and not request.options & OPT_VIVIFY:
             count(cache, COUNT_TOUCH_MISSES, 1)
@@ -623,37 +651,48 @@ cdef int _apply_meta_get(cache_t *cache, shard_t *shard, request_t *request, vie
     win = not view.won and (view.stale or (
         request.options & OPT_WIN and view.expire_ms != 0
         and view.expire_ms - now < request.win_below_ms))
+    if flash and (win or request.options & OPT_CAS_NEW):
+        # a mark or number that the record does not have would be lost with the arena
+        status = _mark_flash(cache, shard, request, view, reply, force, now)
+        if status != CACHE_OK:
+            return status
     if request.options & OPT_TOUCH:
         status = _retime(cache, shard, request, view, request.expire_ms, reply, force, now)
         if status != CACHE_OK:
             return status
         count(cache, COUNT_TOUCH_HITS, 1)
-    if request.options & OPT_CAS_NEW and view.item != NULL:
+    if request.options & OPT_TOUCH and request.expire_ms < 0:
+        reply.meta.won = win
+        return _got(cache, flash)
+    if request.options & OPT_CAS_NEW and slot_kind(view.slot.low) == SLOT_RAM:
         item_at(cache, slot_location(view.slot.low) * 8).cas = request.cas_new
         reply.meta.cas = request.cas_new
     reply.meta.won = win
-    if request.expire_ms >= 0 or not request.options & OPT_TOUCH:
-        view.slot.low |= SLOT_WON if win else 0
-        if not request.options & OPT_NO_BUMP:
-            view.slot.low |= SLOT_FETCHED
-            _heat(view)
+    view.slot.low |= SLOT_WON if win else 0
+    if not request.options & OPT_NO_BUMP:
+        view.slot.low |= SLOT_FETCHED
+        _heat(view)
+    return _got(cache, flash)
+
+cdef inline int _got(cache_t *cache, bint flash) noexcept nogil:
     count(cache, COUNT_GET_HITS, 1)
-    if view.item == NULL:
+    if flash:
         count(cache, COUNT_GET_FLASH, 1)
+    return CACHE_OK
+
+cdef int _mark_flash(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
+                     reply_t *reply, bint force, int64_t now) noexcept nogil:
+    if not _no_room_in_ram(cache, request, view):
+        return _take_up(cache, shard, request, view, view.expire_ms, reply, force, now)
+    if request.options & OPT_CAS_NEW:
+        return CACHE_TOO_LARGE
+    _mortal(cache, view)
     return CACHE_OK
 
 cdef int _apply_recache(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
                         reply_t *reply, bint force, int64_t now) noexcept nogil:
-    # Back into RAM as it was: CAS, flags, expiry, marks.
-    cdef content_t content
-    cdef request_t same = request[0]
     if not view.exists or view.item != NULL:
         return CACHE_MISS
-    memset(&content, 0, sizeof(content))
-    content.old = True
-    same.options = OPT_CAS_NEW
-    same.cas_new = view.cas
-    if _store(cache, shard, &same, view, &content, view.client_flags, view.expire_ms, view.tag,
-              view.flags, _all_bits(view), force, now, reply) == CACHE_OK:
+    if _take_up(cache, shard, request, view, view.expire_ms, reply, force, now) == CACHE_OK:
         count(cache, COUNT_RECACHED, 1)
     return CACHE_OK

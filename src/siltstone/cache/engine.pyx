@@ -10,7 +10,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from siltstone.cache.change cimport NEED_FRAMES, NEED_INDEX, NEED_REPLY, change_apply
 from siltstone.cache.engine cimport *
-from siltstone.cache.eviction cimport make_room, slot_expired, unlink
+from siltstone.cache.eviction cimport make_room, unlink
 from siltstone.cache.flash cimport (
     flash_item_t, flash_key_size, flash_read, flash_record_free, record_item, record_key,
     record_value,
@@ -451,6 +451,7 @@ cdef class CacheEngine:
         cdef uint64_t due = max(1, min(due_ms, (1 << 48) - 1)), word = load64(place)
         while not cas64(place, word, ((word >> 48) << 48) | due):
             word = load64(place)
+        flush_noted(self.cache)
 
     @property
     def recache_rate(self) -> int:

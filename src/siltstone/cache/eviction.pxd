@@ -29,4 +29,3 @@ cdef uint32_t purge_group(cache_t *cache, shard_t *shard, group_t *group, bint g
                           int64_t now) noexcept nogil
 # Outside: free one flash segment by forgetting the oldest. False: none to forget.
 cdef bint forget_oldest(cache_t *cache) noexcept nogil
-cdef bint slot_expired(cache_t *cache, uint64_t high, int64_t now) noexcept nogil

@@ -72,11 +72,6 @@ cdef void unlink(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot) no
     release(cache, shard, slot)
     index_remove(cache, shard, index_group(cache, shard, hash), slot)
 
-cdef bint slot_expired(cache_t *cache, uint64_t high, int64_t now) noexcept nogil:
-    cdef uint64_t expiry = slot_expiry(high)
-    return expiry != 0 and expiry != EXPIRY_LOOK and (
-        cache.arena.header.created_ms + <int64_t>expiry * 1000 <= now)
-
 cdef bint _ghost_stale(shard_t *shard, uint64_t low) noexcept nogil:
     return shard.evictions - slot_location(low) > shard.items_ram // GHOST_SHARE
 

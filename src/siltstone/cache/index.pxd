@@ -20,6 +20,10 @@ cdef slot_t *index_insert(cache_t *cache, shard_t *shard, uint64_t hash, uint64_
                           uint64_t high) noexcept nogil
 # Removes by moving others back: every slot pointer into the group is void afterwards.
 cdef void index_remove(cache_t *cache, shard_t *shard, group_t *group, slot_t *slot) noexcept nogil
+# Fill the empty groups of one root with slots of it. Those placed get `low` 0 in `slots`; how many
+# they are: fewer than `count` when frames run out.
+cdef uint32_t index_fill(cache_t *cache, shard_t *shard, uint32_t root, slot_t *slots,
+                         uint32_t count) noexcept nogil
 cdef group_t *index_group(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil
 cdef group_t *group_at(cache_t *cache, shard_t *shard, uint32_t number) noexcept nogil
 cdef slot_t *group_slot(cache_t *cache, group_t *group, uint32_t number) noexcept nogil

@@ -228,21 +228,33 @@ cdef bint index_grow(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nog
     return True
 
 cdef bint _split(cache_t *cache, shard_t *shard, uint64_t hash, group_t *group) noexcept nogil:
-    cdef uint32_t page, other, entry, first, span, number
+    cdef uint32_t page = _page_take(cache, shard), other
+    if page == 0:
+        return False
+    other = _halve(cache, shard, hash, group)
+    if other == 0:
+        (<uint32_t *>_page(cache, page))[0] = shard.pages_free
+        shard.pages_free = page
+        shard.index_pages -= 1
+        return False
+    _redistribute(cache, group, group_at(cache, shard, other), page, 40 - group.depth)
+    return True
+
+cdef uint32_t _halve(cache_t *cache, shard_t *shard, uint64_t hash, group_t *group) noexcept nogil:
+    # A second group for the upper half of the group's hashes: its descriptor and its share of the
+    # directory, no pages yet. Its number; 0 = no frame, nothing was changed.
+    cdef uint32_t other, entry, first, span, number
     cdef group_t *second
     if group.depth == shard.depth and not _double(cache, shard):
-        return False
+        return 0
     other = shard.groups
     if other % TABLE_GROUPS == 0:
         if other // TABLE_GROUPS >= GROUP_TABLE_PAGES:
-            return False
+            return 0
         if shard.group_table[other // TABLE_GROUPS] == 0:
             shard.group_table[other // TABLE_GROUPS] = _page_take(cache, shard)
         if shard.group_table[other // TABLE_GROUPS] == 0:
-            return False
-    page = _page_take(cache, shard)
-    if page == 0:
-        return False
+            return 0
     second = group_at(cache, shard, other)
     entry = _entry(cache, shard, hash)
     span = 1 << (shard.depth - group.depth)
@@ -252,8 +264,7 @@ cdef bint _split(cache_t *cache, shard_t *shard, uint64_t hash, group_t *group) 
     second.depth = group.depth
     for number in range(first + span // 2, first + span):
         _directory(cache, shard, number)[0] = <uint16_t>other
-    _redistribute(cache, group, second, page, 40 - group.depth)
-    return True
+    return other
 
 cdef bint _double(cache_t *cache, shard_t *shard) noexcept nogil:
     cdef uint32_t size = 1 << (cache.root_bits + shard.depth), entry, page
@@ -304,3 +315,52 @@ cdef void _redistribute(cache_t *cache, group_t *group, group_t *second, uint32_
         target = second if second != NULL and (hash40 >> bit) & 1 else group
         _place(cache, target, hash40)[0] = gathered[number]
         target.used += 1
+
+# All at once --------------------------------------------------------------------------------
+
+cdef uint32_t index_fill(cache_t *cache, shard_t *shard, uint32_t root, slot_t *slots,
+                         uint32_t count) noexcept nogil:
+    if not shard.built and not _build(cache, shard):
+        return 0
+    return _fill(cache, shard, <uint64_t>root << (cache.hash_shift + 40), 0, slots, count)
+
+cdef uint32_t _fill(cache_t *cache, shard_t *shard, uint64_t hash, uint32_t depth, slot_t *slots,
+                    uint32_t count) noexcept nogil:
+    # Groups are split until their items fit, then get their pages; no slot is placed twice.
+    cdef group_t *group = index_group(cache, shard, hash)
+    cdef uint32_t lower, number
+    cdef uint64_t bit
+    if count > _room(GROUP_PAGES_MAX) and _halve(cache, shard, hash, group):
+        bit = <uint64_t>1 << (39 - depth)
+        lower = _partition(slots, count, bit)
+        return _fill(cache, shard, hash, depth + 1, slots, lower) + _fill(
+            cache, shard, hash | (bit << cache.hash_shift), depth + 1, slots + lower,
+            count - lower)
+    while group.pages < GROUP_PAGES_MAX and _room(group.pages) < count:
+        number = _page_take(cache, shard)
+        if number == 0:
+            break
+        group.page[group.pages] = number
+        group.pages += 1
+    if count > _room(group.pages):
+        count = _room(group.pages)
+    for number in range(count):
+        _place(cache, group, slot_hash40(slots[number].low, slots[number].high))[0] = slots[number]
+        slots[number].low = 0
+    group.used = <uint16_t>count
+    return count
+
+cdef uint32_t _partition(slot_t *slots, uint32_t count, uint64_t bit) noexcept nogil:
+    # Those without the bit first; how many they are.
+    cdef uint32_t first = 0, last = count
+    cdef slot_t held
+    while True:
+        while first < last and not slot_hash40(slots[first].low, slots[first].high) & bit:
+            first += 1
+        while first < last and slot_hash40(slots[last - 1].low, slots[last - 1].high) & bit:
+            last -= 1
+        if first == last:
+            return first
+        held = slots[first]
+        slots[first] = slots[last - 1]
+        slots[last - 1] = held

@@ -103,6 +103,8 @@ cdef struct cache_t:
     bint evict_forbidden        # memcached -M: an error instead of eviction
     bint cas_disabled           # memcached -C
     bint drop_unread
+    uint64_t *flush_note        # in the live map: the flush word as a restart shall see it, or NULL
+    uint64_t *cas_ceiling       # in the live map: CAS numbers from it on were never given out
     int lock_descriptor         # of the lock file, whose bytes say which processes live
     int64_t *clock_ms           # tests: where the time is read; NULL: the system's
 
@@ -169,6 +171,21 @@ cdef inline uint64_t slot_hash40(uint64_t low, uint64_t high) noexcept nogil:
 cdef inline uint64_t slot_expiry(uint64_t high) noexcept nogil:
     return high & 0xfffffff
 
+cdef inline bint slot_expired(cache_t *cache, uint64_t high, int64_t now) noexcept nogil:
+    cdef uint64_t expiry = slot_expiry(high)
+    return expiry != 0 and expiry != EXPIRY_LOOK and (
+        cache.arena.header.created_ms + <int64_t>expiry * 1000 <= now)
+
+cdef inline uint64_t slot_expiry_of(cache_t *cache, int64_t expire_ms) noexcept nogil:
+    # Of a time in Unix ms, 0 = never, to the slot's: rounded up, never 0 for a time.
+    cdef int64_t seconds
+    if expire_ms == 0:
+        return 0
+    seconds = (expire_ms - cache.arena.header.created_ms + 999) // 1000
+    if seconds < 1:
+        return 1
+    return <uint64_t>seconds if seconds < EXPIRY_LOOK else EXPIRY_LOOK
+
 cdef inline shard_t *shard_of(cache_t *cache, uint64_t hash) noexcept nogil:
     return &cache.shards[hash >> cache.shard_shift]
 
@@ -185,3 +202,5 @@ cdef void shard_leave(shard_t *shard) noexcept nogil
 # Forget everything in the shard: clear live bits, empty index, items, queues, give frames back.
 cdef void shard_clear(cache_t *cache, shard_t *shard) noexcept nogil
 cdef uint64_t flush_epoch(cache_t *cache) noexcept nogil
+# The live map learns of the arena's flush word. Before a flush is acknowledged.
+cdef void flush_noted(cache_t *cache) noexcept nogil

@@ -17,13 +17,27 @@ cdef extern from *:
     const uint64_t DUE_MASK "((1ULL << 48) - 1)"
 
 cdef uint64_t flush_epoch(cache_t *cache) noexcept nogil:
-    # Who first sees that a delayed flush is due makes it happen, in one atomic step.
+    # Who first sees that a delayed flush is due makes it happen, in one atomic step; the live map
+    # first, so that no step back of the clock brings back what a restart finds.
     cdef uint64_t word = load64(&cache.arena.header.flush_word)
-    cdef uint64_t due = word & DUE_MASK
+    cdef uint64_t due = word & DUE_MASK, fired
     if due and <int64_t>due <= now_ms(cache):
-        cas64(&cache.arena.header.flush_word, word, ((word >> 48) + 1) << 48)
+        fired = ((word >> 48) + 1) << 48
+        if cache.flush_note != NULL:
+            cas64(cache.flush_note, word, fired)
+        cas64(&cache.arena.header.flush_word, word, fired)
         word = load64(&cache.arena.header.flush_word)
     return word >> 48
+
+cdef void flush_noted(cache_t *cache) noexcept nogil:
+    # What was noted is loaded before what is true, so that an older word never replaces a newer.
+    cdef uint64_t noted
+    if cache.flush_note == NULL:
+        return
+    while True:
+        noted = load64(cache.flush_note)
+        if cas64(cache.flush_note, noted, load64(&cache.arena.header.flush_word)):
+            return
 
 cdef bint _entered(cache_t *cache, shard_t *shard, int result) noexcept nogil:
     cdef uint64_t epoch

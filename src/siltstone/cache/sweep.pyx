@@ -10,7 +10,7 @@ from siltstone.cache.engine cimport (
     CACHE_FOUND, CacheEngine, cache_read_record, record_free, record_t,
 )
 from siltstone.cache.eviction cimport (
-    ROOM_GROW, ROOM_MADE, ROOM_SEGMENT, ROOM_WRITE, evict_step, purge_group, slot_expired,
+    ROOM_GROW, ROOM_MADE, ROOM_SEGMENT, ROOM_WRITE, evict_step, purge_group,
 )
 from siltstone.cache.flash cimport (
     demotion_free, demotion_grow, demotion_t, flash_item_t, flash_key_size, record_item, record_key,

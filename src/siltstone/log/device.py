@@ -676,3 +676,17 @@ def open_live_map(path: StrPath, size: int, *, mode: int = 0o600) -> tuple[int, 
         os.close(descriptor)
         raise
     return descriptor, created
+
+
+def create_file(path: StrPath, size: int, *, mode: int = 0o600) -> int:
+    """The descriptor of a new file of zeros, all allocated; what was there before is gone."""
+    remove_files([path])
+    return open_live_map(path, size, mode=mode)[0]
+
+
+def open_file(path: StrPath) -> int:
+    """The descriptor of a file that is there, for reading; -1 when it cannot be opened."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return -1

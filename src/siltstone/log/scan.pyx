@@ -214,6 +214,24 @@ def scan_segment(Log log not None, uint32_t slot, Found found=None) -> dict[str,
     return tally
 
 
+cdef void segment_remember(log_t *log, uint32_t slot, segment_memory_t *memory) noexcept nogil:
+    cdef segment_t *segment = &log.segments[slot]
+    memory.version = segment.version if load64(
+        &log.versions[segment.version & log.version_mask]) else 0
+    memory.tail = segment.tail
+    memory.largest = segment.largest
+    memory.zero = 0
+
+cdef bint segment_recall(log_t *log, uint32_t slot, segment_memory_t *memory) noexcept nogil:
+    cdef segment_t *segment = &log.segments[slot]
+    if (segment.state != SEGMENT_SEALED or segment.version != memory.version
+            or tail_offset(memory.tail) > log.segment_bytes):
+        return False
+    segment.tail = memory.tail
+    segment.largest = memory.largest
+    return True
+
+
 def drop_empty(Log log not None) -> int:
     """Free the adopted segments in which nothing lives; how many."""
     cdef log_t *state = log.c_log
