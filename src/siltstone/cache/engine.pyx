@@ -12,8 +12,8 @@ from siltstone.cache.change cimport NEED_FRAMES, NEED_INDEX, NEED_REPLY, change_
 from siltstone.cache.engine cimport *
 from siltstone.cache.eviction cimport make_room, unlink
 from siltstone.cache.flash cimport (
-    flash_item_t, flash_key_size, flash_read, flash_record_free, record_item, record_key,
-    record_value,
+    flash_idle_s, flash_item_t, flash_key_size, flash_read, flash_record_free, record_item,
+    record_key, record_value,
 )
 from siltstone.cache.hashing cimport siphash13
 from siltstone.cache.index cimport index_probe
@@ -270,7 +270,7 @@ cdef void _record_meta(cache_t *cache, meta_t *meta, flash_item_t *head,
     meta.cas = head.cas
     meta.value_size = head.value_size
     meta.client_flags = head.client_flags
-    meta.idle_s = <uint32_t>(now_ms(cache) // 1000) - head.stored_s
+    meta.idle_s = flash_idle_s(head, now_ms(cache))
     meta.expire_ms = 0 if expiry == 0 else (
         <int64_t>head.expires_s * 1000 if expiry == EXPIRY_LOOK
         else cache.arena.header.created_ms + <int64_t>expiry * 1000)

@@ -31,6 +31,10 @@ cdef struct flash_item_t:       # 8 + 4 + 2 + 1 + 1 + 4 + 4 + 4 + 2 + 2 = 32 byt
 cdef inline uint32_t flash_key_size(flash_item_t *head) noexcept nogil:
     return <uint32_t>head.key_less + 1
 
+cdef inline uint32_t flash_idle_s(flash_item_t *head, int64_t now_ms) noexcept nogil:
+    cdef int64_t idle_s = now_ms // 1000 - head.stored_s
+    return <uint32_t>idle_s if idle_s > 0 else 0
+
 cdef struct flash_part_t:       # 8 + 8 = 16 bytes, then the bytes of the part
     uint64_t cas                # of the item that it belongs to
     uint64_t start              # offset in the value

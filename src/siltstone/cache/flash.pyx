@@ -173,7 +173,8 @@ cdef int flash_write(cache_t *cache, shard_t *shard, uint64_t hash, item_t *item
     if slot_low & SLOT_WON:
         head.flags |= FLAG_WON
     head.client_flags = item.client_flags
-    head.stored_s = <uint32_t>(cache.arena.header.created_ms // 1000) + item.last_access
+    # rounded up: an item that was just stored is not a second old already
+    head.stored_s = <uint32_t>((cache.arena.header.created_ms + 999) // 1000) + item.last_access
     head.expires_s = <uint32_t>((expire_ms + 999) // 1000)
     head.epoch = <uint16_t>shard.epoch
     if expire_ms and cache.low_ttl_s and expire_ms - now_ms < cache.low_ttl_s * 1000:

@@ -85,9 +85,7 @@ def restore(attachment: Attachment) -> int:
     trusted = live_map.trusted(boot)
     path = directory / INDEX_NAME
     with _mapped(path) as mapping:
-        fits = mapping is not None and index_image.image_fits(
-            attachment.engine, live_map, mapping
-        )
+        fits = mapping is not None and index_image.image_fits(attachment.engine, live_map, mapping)
         _begin(live_map, path, boot)
         if fits:
             assert mapping is not None

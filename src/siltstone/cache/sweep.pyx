@@ -13,7 +13,8 @@ from siltstone.cache.eviction cimport (
     ROOM_GROW, ROOM_MADE, ROOM_SEGMENT, ROOM_WRITE, evict_step, purge_group,
 )
 from siltstone.cache.flash cimport (
-    demotion_free, demotion_grow, demotion_t, flash_item_t, flash_key_size, record_item, record_key,
+    demotion_free, demotion_grow, demotion_t, flash_idle_s, flash_item_t, flash_key_size,
+    record_item, record_key,
 )
 from siltstone.cache.index cimport group_at, group_slot, index_group
 from siltstone.cache.items cimport *
@@ -115,7 +116,7 @@ cdef object _describe_flash(cache_t *cache, uint64_t low, uint64_t high, record_
         <int64_t>head.expires_s * 1000 if expiry == EXPIRY_LOOK
         else cache.arena.header.created_ms + <int64_t>expiry * 1000)
     return (record_key(record)[:flash_key_size(head)], (head.flags & ITEM_STR_KEY) != 0, expire_ms,
-            now // 1000 - head.stored_s, head.cas, (low & SLOT_FETCHED) != 0, head.value_size,
+            flash_idle_s(head, now), head.cas, (low & SLOT_FETCHED) != 0, head.value_size,
             head.client_flags, True)
 
 
