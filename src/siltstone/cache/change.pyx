@@ -18,12 +18,10 @@ from siltstone.cache.index cimport (
 )
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
-from siltstone.log.atomics cimport add64
 from siltstone.log.log cimport LOG_ALIGNMENT, LOG_OK, log_current, log_dead, log_live
 
 cdef enum:
     PURGE_WORTH = 16            # slots, about 1 % of a full group
-    CAS_AHEAD = 1 << 20         # numbers that are skipped when the arena is lost
 
 cdef extern from *:
     const uint64_t U64_MAX "UINT64_MAX"
@@ -157,12 +155,7 @@ cdef inline uint32_t _seconds(cache_t *cache, int64_t now) noexcept nogil:
 # Making it so -------------------------------------------------------------------------------
 
 cdef inline uint64_t _new_cas(cache_t *cache, request_t *request) noexcept nogil:
-    if request.options & OPT_CAS_NEW:
-        return request.cas_new
-    cdef uint64_t number = add64(&cache.arena.header.cas_next, 1)
-    if cache.cas_ceiling != NULL and number >= load64_relaxed(cache.cas_ceiling):
-        store64(cache.cas_ceiling, number + CAS_AHEAD)
-    return number
+    return request.cas_new if request.options & OPT_CAS_NEW else cas_take(cache)
 
 cdef bint _forget_oldest_slot(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
     # The group's flash item that was written first.
@@ -277,13 +270,16 @@ cdef int _link_large(cache_t *cache, shard_t *shard, request_t *request, view_t 
         release(cache, shard, slot)
     if request.options & OPT_TAG:
         bits |= SLOT_TAGGED
-    slot.high = (slot.high & SLOT_HIGH_HASH_MASK) | _slot_expiry_of(cache, expire_ms)
+    slot.high = (slot.high & SLOT_HIGH_HASH_MASK) | slot_expiry_of(cache, expire_ms)
     slot.low = (slot.low & SLOT_HASH_MASK) | (<uint64_t>SLOT_FLASH << SLOT_KIND_SHIFT) | bits | (
         request.position // LOG_ALIGNMENT)
     shard.items_flash += 1
     if log_live(cache.log, request.position) != LOG_OK:
         unlink(cache, shard, request.hash, slot)
         return CACHE_NO_MEMORY
+    if bits & (SLOT_STALE | SLOT_WON):
+        view.slot = slot
+        _mortal(cache, view)        # marks that its record does not have
     reply.meta.cas = request.cas_new
     reply.meta.client_flags = request.client_flags
     reply.meta.expire_ms = expire_ms

@@ -14,8 +14,7 @@ from siltstone.cache.flash cimport (
     demotion_free, demotion_grow, demotion_t, flash_item_t, flash_write_raw,
 )
 from siltstone.cache.items cimport ITEM_STR_KEY, ITEM_TAG
-from siltstone.cache.shard cimport cache_t, flush_epoch, now_ms
-from siltstone.log.atomics cimport add64
+from siltstone.cache.shard cimport cache_t, cas_take, flush_epoch, now_ms
 from siltstone.log.log cimport (
     LOG_BUSY, LOG_NO_BUFFER, LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, log_make_room,
 )
@@ -27,7 +26,7 @@ cdef void _head(cache_t *cache, request_t *request, flash_item_t *head) noexcept
     memset(head, 0, sizeof(flash_item_t))
     if not request.options & OPT_CAS_NEW:
         request.options |= OPT_CAS_NEW
-        request.cas_new = add64(&cache.arena.header.cas_next, 1)
+        request.cas_new = cas_take(cache)
     head.cas = request.cas_new
     head.value_size = <uint32_t>request.value_size
     head.key_less = <unsigned short>(request.key_size - 1)

@@ -20,6 +20,9 @@ from siltstone.log.atomics cimport (
 )
 from siltstone.log.log cimport log_t
 
+cdef enum:
+    CAS_AHEAD = 1 << 20         # CAS numbers that are skipped when the arena is lost
+
 cdef enum slot_kind_t:
     SLOT_EMPTY = 0
     SLOT_RAM = 1
@@ -125,6 +128,13 @@ cdef inline int64_t now_ms(cache_t *cache) noexcept nogil:
 
 cdef inline void count(cache_t *cache, int counter, uint64_t amount) noexcept nogil:
     add64(&cache.arena.process.counters[counter], amount)
+
+cdef inline uint64_t cas_take(cache_t *cache) noexcept nogil:
+    # The next CAS number. The live map says from where on a lost arena's successor may go on.
+    cdef uint64_t number = add64(&cache.arena.header.cas_next, 1)
+    if cache.cas_ceiling != NULL and number >= load64_relaxed(cache.cas_ceiling):
+        store64(cache.cas_ceiling, number + CAS_AHEAD)
+    return number
 
 cdef inline uint64_t slot_kind(uint64_t low) noexcept nogil:
     return (low >> 52) & 3
