@@ -189,6 +189,8 @@ cdef enum counter_t:
 
 
 cdef uint64_t cache_hash(cache_t *cache, const char *key, uint32_t key_size) noexcept nogil
+# Before looking up several keys: their misses of the processor's cache then overlap. 1..16 hashes.
+cdef void cache_prefetch(cache_t *cache, const uint64_t *hashes, uint32_t count) noexcept nogil
 cdef int cache_find(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
                     read_t *cursor) noexcept nogil
 cdef void cache_copy(read_t *cursor, char *destination) noexcept nogil

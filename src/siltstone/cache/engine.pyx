@@ -16,7 +16,7 @@ from siltstone.cache.flash cimport (
     record_key, record_value,
 )
 from siltstone.cache.hashing cimport siphash13
-from siltstone.cache.index cimport index_probe
+from siltstone.cache.index cimport index_prefetch, index_probe
 from siltstone.cache.large cimport large_write
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
@@ -34,6 +34,9 @@ cdef enum:
 
 cdef uint64_t cache_hash(cache_t *cache, const char *key, uint32_t key_size) noexcept nogil:
     return siphash13(cache.arena.header.secret, key, key_size)
+
+cdef void cache_prefetch(cache_t *cache, const uint64_t *hashes, uint32_t count) noexcept nogil:
+    index_prefetch(cache, hashes, count)
 
 cdef void cache_count(cache_t *cache, int counter, uint64_t amount) noexcept nogil:
     count(cache, counter, amount)

@@ -9,6 +9,12 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from siltstone.cache.shard cimport cache_t, group_t, shard_t, slot_t
 
+cdef enum:
+    PREFETCH_KEYS = 16          # misses that a core can have under way, roughly
+
+# Bring what a lookup of these hashes will touch towards the cache; no more than PREFETCH_KEYS.
+# Safe without the lock.
+cdef void index_prefetch(cache_t *cache, const uint64_t *hashes, uint32_t count) noexcept nogil
 # Slot with this identity (any kind but empty), or NULL. Also safe without the lock: every number
 # that it reads is checked against its bounds, and the caller checks the sequence afterwards.
 cdef slot_t *index_probe(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil

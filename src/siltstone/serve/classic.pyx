@@ -11,7 +11,7 @@ from siltstone.cache.engine cimport (
     CACHE_NOT_STORED, CACHE_OK, CACHE_TOO_LARGE, CACHE_WOULD_BLOCK, COUNT_STORE_NO_MEMORY,
     COUNT_STORE_TOO_LARGE, OP_ADD, OP_APPEND, OP_DECR, OP_DELETE, OP_INCR, OP_META_GET,
     OP_PREPEND, OP_REPLACE, OP_SET, OP_TOUCH, OPT_CAS, OPT_TOUCH, OPT_WANT_VALUE, cache_copy,
-    cache_count, cache_fetch, cache_find, cache_found, cache_hash, meta_t, read_t,
+    cache_count, cache_fetch, cache_find, cache_found, cache_hash, cache_prefetch, meta_t, read_t,
 )
 from siltstone.log.log cimport LOG_NOWAIT
 from siltstone.serve.request cimport (
@@ -30,6 +30,7 @@ cdef enum:
     VALUE_LINES = 6 + 250 + 1 + 20 + 1 + 20 + 1 + 20 + 2 + 2
     # memcached reads a length as a 32-bit number and adds CRLF
     LENGTH_MAX = 2147483645
+    KEYS_AHEAD = 16             # of a get of many, hashed and prefetched together
 
 
 # get, gets, gat, gats -----------------------------------------------------------------------
@@ -62,7 +63,12 @@ cdef int run_keys(session_t *s, const char *at, const char *end) noexcept nogil:
     """Answer the keys from `at` on; stops between two of them when it must."""
     cdef token_t key
     cdef int status
+    cdef uint64_t hashes[KEYS_AHEAD]
+    cdef uint32_t ready = 0, done = 0
     while True:
+        if done == ready:
+            ready = keys_ahead(s, at, end, hashes)
+            done = 0
         at = next_token(at, end, &key)
         if key.size == 0:
             put(&s.out, b"END\r\n", 5)
@@ -76,7 +82,7 @@ cdef int run_keys(session_t *s, const char *at, const char *end) noexcept nogil:
         if s.parked_count == PARKED_MAX:
             return keys_stop(s, STEP_READS, key.data, end)
         if s.keys_kind == KEYS_GET or s.keys_kind == KEYS_GETS:
-            status = get_key(s, key.data, key.size)
+            status = get_key(s, key.data, key.size, hashes[done])
         else:
             status = gat_key(s, key.data, key.size)
         if status == CACHE_WOULD_BLOCK:
@@ -88,6 +94,23 @@ cdef int run_keys(session_t *s, const char *at, const char *end) noexcept nogil:
             return keys_fail(s, b"SERVER_ERROR busy\r\n", 19)
         if s.shared.detail:
             count_prefix(s, key.data, key.size, status == CACHE_FOUND)
+        done += 1
+
+
+cdef uint32_t keys_ahead(session_t *s, const char *at, const char *end,
+                         uint64_t *hashes) noexcept nogil:
+    """Hash the next keys, so that looking them up waits for memory once, not once a key."""
+    cdef token_t key
+    cdef uint32_t count = 0
+    while count < KEYS_AHEAD:
+        at = next_token(at, end, &key)
+        if key.size == 0 or key.size > KEY_SIZE_MAX:
+            break
+        hashes[count] = cache_hash(s.cache, key.data, key.size)
+        count += 1
+    if count > 1:
+        cache_prefetch(s.cache, hashes, count)
+    return count
 
 
 cdef int keys_fail(session_t *s, const char *line, uint64_t size) noexcept nogil:
@@ -112,10 +135,9 @@ cdef int keys_stop(session_t *s, int step, const char *at, const char *end) noex
     return step
 
 
-cdef int get_key(session_t *s, const char *key, uint32_t size) noexcept nogil:
+cdef int get_key(session_t *s, const char *key, uint32_t size, uint64_t hash) noexcept nogil:
     cdef read_t cursor
     cdef uint64_t start
-    cdef uint64_t hash = cache_hash(s.cache, key, size)
     cdef bint with_cas = s.keys_kind == KEYS_GETS
     cdef int status
     cdef parked_t *parked
