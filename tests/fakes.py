@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 
 from siltstone.log.device import Device
@@ -175,6 +176,7 @@ class CrashDevice(Device):
         self.size = FIRST_DATA_OFFSET + segment_count * segment_bytes
         self.content = bytearray(content if content is not None else bytes(self.size))
         self.start = bytes(self.content)
+        self._lock = threading.Lock()
         self.events: list[Write | None] = []  # None = a sync that returned
         self.observer: Callable[[], object] | None = None  # called after every event
         self.handle = DeviceHandle.of_object(
@@ -195,9 +197,10 @@ class CrashDevice(Device):
         return FIRST_DATA_OFFSET + slot * self.segment_bytes + offset
 
     def record(self, event: Write | None) -> None:
-        if event is not None:
-            self.content[event.address : event.address + len(event.data)] = event.data
-        self.events.append(event)
+        with self._lock:
+            if event is not None:
+                self.content[event.address : event.address + len(event.data)] = event.data
+            self.events.append(event)
         if self.observer is not None:
             self.observer()
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from appendlist import AppendList
-from fakes import CrashDevice, SeededRandom
+from fakes import CrashDevice, Fault, FaultDevice, SeededRandom
 
-from siltstone.errors import Corruption, SiltstoneError
-from siltstone.log.device import FileDevice
+from siltstone.errors import Corruption, DeviceFailed, ReadOnly, SiltstoneError
+from siltstone.log.device import Device, FileDevice
+from siltstone.log.workers import WorkerPool
 
 pytestmark = pytest.mark.crash
 
@@ -28,12 +31,20 @@ State = tuple[int, tuple[bytes, ...]]
 class History:
     """A list under random operations, and its state after each of them."""
 
-    def __init__(self, device: CrashDevice, rng: random.Random, seed: int, **options: object):
+    def __init__(
+        self,
+        device: Device,
+        rng: random.Random,
+        seed: int,
+        *,
+        events: CrashDevice | None = None,
+        **options: object,
+    ) -> None:
         self.rng = rng
-        self.device = device
+        self.device = events or device
         self.items = AppendList(device, buffer_bytes=BUFFER, rng=SeededRandom(seed), **options)
         self.states: list[State] = [self.state()]
-        self.moments = [len(device.events)]  # events when operation n had ended
+        self.moments = [len(self.device.events)]  # events when operation n had ended
         self.synced = [(0, 0)]  # (events, operation): durable from then on
 
     def state(self) -> State:
@@ -171,6 +182,84 @@ def test_crash_while_recovering_and_opening(seed):
         for moment in range(len(second.events) + 1):
             for inner in second.images(moment, rng, mixed=3):
                 check(again, moment, inner)
+
+
+@pytest.mark.parametrize("call", ["write", "sync"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_failure_of_every_single_call(call, error, seed):
+    """The n-th write or sync fails, for every n: from then on nothing is called durable, and what
+    was before comes back."""
+    nth, failed = 0, True
+    while failed:
+        nth, failed = nth + 1, False
+        rng = random.Random(f"{seed} fail")
+        inner = CrashDevice(SLOTS, SEGMENT)
+        device = FaultDevice(inner, Fault(call, nth, error, keep=512 if call == "write" else None))
+        history = History(device, rng, 1, events=inner)
+        try:
+            for _ in range(40):
+                history.step()
+            history.items.close()
+        except ReadOnly as caught:
+            assert caught.errno == error
+            failed = True
+            if len(history.states) <= 40:  # else it was the close
+                check_failed(history)
+        except DeviceFailed as caught:  # the superblock's write: the log itself is whole
+            assert caught.errno == error
+            failed = True
+        allowed = history.states[history.synced[-1][1] :]
+        if len(history.states) <= 40:
+            allowed.append(history.state())
+        for image in inner.images(len(inner.events), rng, mixed=4) if failed else ():
+            _, again = recovered(inner, image)
+            assert again.report.ok
+            assert (again.first, tuple(again.items())) in allowed
+    assert nth > 10
+
+
+def check_failed(history: History) -> None:
+    """Nothing is taken or called durable any more; what there was is still read."""
+    log = history.items.log
+    stable = log.stable_position
+    for attempt in (lambda: history.items.append(b"late"), log.sync, log.flush):
+        with pytest.raises(ReadOnly):
+            attempt()
+    assert log.stable_position == stable
+    history.state()
+
+
+def test_threads_with_durable_commits(seed):
+    """Several threads commit durably while the medium is photographed: a thread's items come back
+    in its order, none missing that it was told is durable."""
+    rng = random.Random(f"{seed} threads")
+    device = CrashDevice(120, SEGMENT)
+    items = AppendList(device, buffer_bytes=BUFFER, rng=SeededRandom(1), pool=WorkerPool(2))
+    told: list[list[tuple[int, int]]] = [[] for _ in range(4)]  # (events, its n-th item)
+
+    def work(number: int) -> None:
+        for n in range(40):
+            items.append(b"%d %d " % (number, n) + bytes(n * 31 % 700))
+            items.sync()
+            told[number].append((len(device.events), n))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for moment in rng.sample(range(len(device.events) + 1), 60):
+        for image in device.images(moment, rng, mixed=3):
+            _, again = recovered(device, image)
+            assert again.report.ok
+            found: list[list[int]] = [[] for _ in range(4)]
+            for data in again.items():
+                number, n, *_ = data.split()
+                found[int(number)].append(int(n))
+            for number in range(4):
+                assert found[number] == list(range(len(found[number])))
+                durable = [n for events, n in told[number] if events <= moment]
+                assert len(found[number]) > max(durable, default=-1)
 
 
 # Damage ------------------------------------------------------------------------------------------

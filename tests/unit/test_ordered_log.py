@@ -26,6 +26,7 @@ from siltstone.errors import (
 )
 from siltstone.log.device import FileDevice, MemoryDevice
 from siltstone.log.ordered_log import KIND_MAX, OrderedLog, record_size
+from siltstone.log.periodic import Periodic
 from siltstone.log.workers import WorkerPool
 
 SEGMENT = 16384
@@ -396,6 +397,30 @@ def test_a_sync_does_not_cover_what_was_written_during_it():
     assert log.stable_position < reached[0]
     log.sync()
     assert log.stable_position == reached[0]
+
+
+def test_periodic_sync_bounds_what_is_not_durable():
+    device = FaultDevice(memory())
+    log = ready(device)
+    synced = threading.Event()
+    position = log.append(1, b"x")
+    device.add("sync", before=synced.set)
+    with Periodic(log, 1):
+        assert synced.wait(10)
+    assert log.stable_position > position
+
+
+def test_periodic_sync_ends_with_the_error_that_it_met():
+    device = FaultDevice(memory())
+    log = ready(device)
+    log.append(1, b"x")
+    device.add("sync", errno.EIO)
+    periodic = Periodic(log, 1)
+    periodic._thread.join(10)
+    assert isinstance(periodic.error, ReadOnly)
+    periodic.close()
+    with pytest.raises(ReadOnly):
+        log.append(1, b"y")
 
 
 # Buffers in flight
