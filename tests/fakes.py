@@ -230,7 +230,8 @@ class CrashDevice(Device):
 
     def images(self, moment: int, rng: random.Random, *, mixed: int = 4) -> Iterator[bytearray]:
         """Media that a power cut after `moment` events may leave: all unsynced writes dropped, all
-        kept, only the last dropped, and `mixed` times any mix of whole writes, blocks or sectors.
+        kept, only the last or the first (that is no zeros) dropped, and `mixed` times any mix of
+        whole writes, blocks or sectors.
         """
         durable, writes = self.durable_at(moment)
         yield durable
@@ -238,7 +239,8 @@ class CrashDevice(Device):
             return
         yield applied(durable, writes)
         yield applied(durable, writes[:-1])
-        yield applied(durable, writes[1:])
+        first = next((n for n, write in enumerate(writes) if any(write.data)), 0)
+        yield applied(durable, writes[:first] + writes[first + 1 :])
         for number in range(mixed):
             if number % 3 == 0:
                 yield applied(durable, [write for write in writes if rng.random() < 0.5])
