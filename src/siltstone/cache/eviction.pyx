@@ -134,10 +134,11 @@ cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now,
     cdef uint32_t number = _victim(cache, shard, &mode), place = 0, end, size
     cdef frame_t *frame
     cdef char *entry
-    cdef bint last
+    cdef uint64_t sequence
     if number == 0:
         return ROOM_NONE
     frame = &cache.arena.frames[number - 1]
+    sequence = frame.sequence
     queue = <int>(frame.kind & ~FRAME_CLOSED) - FRAME_ITEMS
     if shard.queue[queue].tail == number:
         queue_close(cache, shard, queue)
@@ -152,7 +153,6 @@ cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now,
             count(cache, COUNT_BAD_OFFSETS, 1)
             shard_clear(cache, shard)
             return ROOM_MADE
-        last = frame.live_bytes == size
         result = ROOM_KEPT
         if (<item_t *>entry).kind == KIND_HEAD:
             result = _retire(cache, shard, <item_t *>entry, queue, mode, now, demotion)
@@ -161,8 +161,8 @@ cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now,
                 # its item goes, and may take more of this frame along: look at it afresh
                 return _retire_owner(cache, shard, <item_part_t *>entry, now, demotion)
             result = ROOM_MADE
-        if result == ROOM_MADE and last:
-            return ROOM_MADE        # the frame is another's now: do not look at it again
+        if frame.owner != shard.number + 1 or frame.sequence != sequence:
+            return ROOM_MADE        # its last item went: it is another's, do not look at it
         if result != ROOM_MADE and result != ROOM_KEPT:
             return result
         place += size

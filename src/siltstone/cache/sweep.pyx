@@ -10,7 +10,7 @@ from siltstone.cache.engine cimport (
     CACHE_FOUND, CacheEngine, cache_read_record, record_free, record_t,
 )
 from siltstone.cache.eviction cimport (
-    ROOM_GROW, ROOM_MADE, ROOM_SEGMENT, ROOM_WRITE, evict_step, purge_group,
+    ROOM_GROW, ROOM_MADE, ROOM_NONE, ROOM_SEGMENT, ROOM_WRITE, evict_step, purge_group,
 )
 from siltstone.cache.flash cimport (
     demotion_free, demotion_grow, demotion_t, flash_idle_s, flash_item_t, flash_key_size,
@@ -169,7 +169,7 @@ cdef bint _drain_shard(cache_t *cache, shard_t *shard) noexcept nogil:
         elif result == ROOM_GROW:
             if not demotion_grow(&demotion):
                 break
-        elif result != ROOM_MADE:
+        elif result == ROOM_NONE:
             break
     demotion_free(&demotion)
     return result != ROOM_SEGMENT
