@@ -18,6 +18,7 @@ from siltstone.cache.index cimport (
 )
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
+from siltstone.log.atomics cimport load64_relaxed
 from siltstone.log.log cimport LOG_ALIGNMENT, LOG_OK, log_current, log_dead, log_live
 
 cdef enum:
@@ -399,8 +400,12 @@ cdef int _apply_set(cache_t *cache, shard_t *shard, request_t *request, view_t *
 
 cdef inline void _heat(view_t *view) noexcept nogil:
     # As a hit: add on an existing key bumps it.
-    if view.slot != NULL and slot_hotness(view.slot.low) < 3:
-        view.slot.low += <uint64_t>1 << SLOT_HOT_SHIFT
+    # Read once: a reader may heat the slot at the same time, and 3 + 1 would set its neighbours.
+    cdef uint64_t low
+    if view.slot != NULL:
+        low = load64_relaxed(&view.slot.low)
+        if slot_hotness(low) < 3:
+            view.slot.low = low + (<uint64_t>1 << SLOT_HOT_SHIFT)
 
 cdef int _apply_append(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
                        reply_t *reply, bint force, int64_t now) noexcept nogil:

@@ -208,5 +208,6 @@ cdef void record_free(record_t *record) noexcept nogil
 cdef class CacheEngine:
     """The engine over an arena and (optionally) a log; faces take `engine.cache`."""
     cdef cache_t *cache
+    cdef int64_t manual_ms      # tests: the time, while cache.clock_ms points here
     cdef readonly Arena arena
     cdef readonly Log log

@@ -83,32 +83,34 @@ cdef int _look(cache_t *cache, shard_t *shard, const char *key, uint32_t key_siz
 
 cdef int _look_ram(cache_t *cache, const char *key, uint32_t key_size, read_t *cursor,
                    int64_t now) noexcept nogil:
-    cdef uint64_t offset = slot_location(cursor.slot_word) * 8
-    cdef item_t *item
-    if not item_plausible(cache, offset):
+    # Everything is taken from `head`, a copy whose bounds were checked.
+    cdef uint64_t offset = slot_location(cursor.slot_word) * 8, here = 0
+    cdef item_t head
+    cdef item_t *item = item_at(cache, offset)
+    cdef char *content
+    if not item_snapshot(cache, offset, &head, &here):
         return LOOK_AGAIN
-    item = item_at(cache, offset)
-    if item_key_size(item) != key_size:
+    if item_key_size(&head) != key_size:
         return CACHE_MISS
-    if item.flags & ITEM_PARTS and item_link(item).size < key_size:
+    content = <char *>item + item_fields(head.flags)
+    if here < key_size:
         if not cursor.locked:
             return LOOK_AGAIN
         if not item_has_key(cache, item, key, key_size):
             return CACHE_MISS
-    elif memcmp(<char *>item + item_fields(item.flags), key, key_size) != 0:
+    elif memcmp(content, key, key_size) != 0:
         return CACHE_MISS
-    cursor.meta.expire_ms = item_expiry(item)[0] if item.flags & ITEM_EXPIRY else 0
+    cursor.meta.expire_ms = item_expiry(item)[0] if head.flags & ITEM_EXPIRY else 0
     if cursor.meta.expire_ms and cursor.meta.expire_ms <= now:
         return LOOK_REMOVE
     cursor.item = <char *>item
-    cursor.value = NULL if item.flags & ITEM_PARTS else (
-        <char *>item + item_fields(item.flags) + key_size)
-    cursor.meta.cas = item.cas
-    cursor.meta.value_size = cursor.value_size = item.value_size
-    cursor.meta.client_flags = item.client_flags
+    cursor.value = NULL if head.flags & ITEM_PARTS else content + key_size
+    cursor.meta.cas = head.cas
+    cursor.meta.value_size = cursor.value_size = head.value_size
+    cursor.meta.client_flags = head.client_flags
     cursor.meta.idle_s = <uint32_t>((now - cache.arena.header.created_ms) // 1000) - (
-        item.last_access)
-    cursor.meta.str_key = (item.flags & ITEM_STR_KEY) != 0
+        head.last_access)
+    cursor.meta.str_key = (head.flags & ITEM_STR_KEY) != 0
     _slot_meta(&cursor.meta, cursor.slot_word)
     cursor.meta.on_flash = False
     return CACHE_FOUND
@@ -164,7 +166,7 @@ cdef int _found_or_left(cache_t *cache, shard_t *shard, uint64_t hash, read_t *c
         shard_leave(shard)
         cursor.locked = False
     if status == LOOK_REMOVE:
-        if not _remove_exact(cache, shard, hash, cursor.slot_word):
+        if not _remove_exact(cache, shard, hash, cursor.slot_word, now_ms(cache)):
             return CACHE_BUSY
         if slot_kind(cursor.slot_word) == SLOT_RAM or (
                 slot_expired(cache, cursor.slot_word_high, now_ms(cache))):
@@ -179,17 +181,25 @@ cdef int _found_or_left(cache_t *cache, shard_t *shard, uint64_t hash, read_t *c
     return status
 
 cdef bint _remove_exact(cache_t *cache, shard_t *shard, uint64_t hash,
-                        uint64_t word) noexcept nogil:
-    # The slot goes if it still says the very same place. A miss must stay a miss.
+                        uint64_t word, int64_t now) noexcept nogil:
+    # The slot goes if it still says the very same place. A miss must stay a miss. A place in RAM
+    # may hold a younger item by now, so that one must have expired too.
     cdef slot_t *slot
     if not shard_enter(cache, shard):
         return False
     slot = index_probe(cache, shard, hash)
     if slot != NULL and slot_kind(slot.low) == slot_kind(word) and (
-            slot_location(slot.low) == slot_location(word)):
+            slot_location(slot.low) == slot_location(word)) and (
+            slot_kind(word) == SLOT_FLASH or _expired(cache, slot, now)):
         unlink(cache, shard, hash, slot)
     shard_leave(shard)
     return True
+
+cdef inline bint _expired(cache_t *cache, slot_t *slot, int64_t now) noexcept nogil:
+    # Of an item in RAM, under the lock.
+    cdef item_t *item = item_at(cache, slot_location(slot.low) * 8)
+    return item.flags & ITEM_EXPIRY != 0 and (
+        item_expiry(item)[0] != 0 and item_expiry(item)[0] <= now)
 
 cdef void cache_copy(read_t *cursor, char *destination) noexcept nogil:
     # cache_find checked place and size against the frame and then the sequence; whatever happened
@@ -262,7 +272,7 @@ cdef int cache_fetch(cache_t *cache, const char *key, uint32_t key_size, uint64_
             _bump(cache, cursor)
             _maybe_recache(cache, key, key_size, hash, cursor, record)
         return CACHE_FOUND
-    if not _remove_exact(cache, shard, hash, cursor.slot_word):
+    if not _remove_exact(cache, shard, hash, cursor.slot_word, 0):
         return CACHE_BUSY
     count(cache, COUNT_GET_MISSES, 1)
     return CACHE_MISS
@@ -402,7 +412,8 @@ cdef class CacheEngine:
         cache.shard_shift = 64 - (shards.bit_length() - 1)
         cache.root_bits = max(0, 8 - (shards.bit_length() - 1))
         cache.hash_shift = cache.shard_shift - cache.root_bits - 40
-        cache.arena_bytes = arena.arena.header.mapped_bytes
+        cache.arena_bytes = arena.arena.header.frames_offset + (
+            <uint64_t>arena.arena.header.frame_count_max << arena.arena.header.frame_shift)
         cache.index_page_last = cache.arena_bytes // INDEX_PAGE_BYTES - 1
         cache.frame_bytes = frame_size(cache.arena)
         cache.split_bytes = cache.frame_bytes // 8
@@ -445,14 +456,22 @@ cdef class CacheEngine:
         if item_size_min is not None:
             self.cache.item_size_min = item_size_min
 
+    def set_clock(self, now_ms: int | None) -> None:
+        """For tests: the time stands still at `now_ms` (Unix). None: the system's clock again."""
+        self.manual_ms = now_ms or 0
+        self.cache.clock_ms = NULL if now_ms is None else &self.manual_ms
+
     def flush_at(self, due_ms: int) -> None:
         """Everything stored before `due_ms` (Unix) is gone once that time comes.
 
         A later call replaces one that has not come yet; a time that is past flushes at once.
         """
         cdef uint64_t *place = &self.cache.arena.header.flush_word
-        cdef uint64_t due = max(1, min(due_ms, (1 << 48) - 1)), word = load64(place)
+        cdef uint64_t due = max(1, min(due_ms, (1 << 48) - 1)), word = 0
+        flush_epoch(self.cache)         # one that is due already happens, it is not replaced
+        word = load64(place)
         while not cas64(place, word, ((word >> 48) << 48) | due):
+            flush_epoch(self.cache)
             word = load64(place)
         flush_noted(self.cache)
 

@@ -6,7 +6,7 @@ microsecond), changes and reads that must wait for the device release it.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from siltstone.cache.engine cimport *
@@ -128,6 +128,9 @@ cdef class Face:
             status = cache_find(cache, key.data, <uint32_t>key.size, hash, &cursor)
             if status != CACHE_FOUND:
                 break
+            if cursor.locked:
+                meta[0] = cursor.meta
+                return self._copy_locked(cache, &cursor)
             value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>cursor.value_size)
             cache_copy(&cursor, PyBytes_AS_STRING(value))
             if cache_found(cache, &cursor):
@@ -138,6 +141,19 @@ cdef class Face:
         if status != CACHE_MISS:
             raise_for(status)
         return None
+
+    cdef object _copy_locked(self, cache_t *cache, read_t *cursor):
+        # Nothing of Python's inside the shard's lock: an exception would leave it taken.
+        cdef char *copy = <char *>malloc(cursor.value_size + 1)
+        if copy != NULL:
+            cache_copy(cursor, copy)
+        cache_found(cache, cursor)
+        if copy == NULL:
+            raise MemoryError()
+        try:
+            return PyBytes_FromStringAndSize(copy, <Py_ssize_t>cursor.value_size)
+        finally:
+            free(copy)
 
     cdef object _fetch_flash(self, cache_t *cache, key_t *key, uint64_t hash, read_t *cursor,
                              meta_t *meta):

@@ -34,7 +34,7 @@ cdef struct source_t:       # where the bytes of a value come from: an item, or 
 
 cdef uint32_t _spans(source_t *source, uint32_t key_size, uint64_t start, uint64_t size,
                      part_t *spans, uint32_t count) noexcept nogil:
-    # Pieces for `size` value bytes from `start`.
+    # Pieces for `size` value bytes from `start`; above SPANS_MAX: they are too many.
     cdef uint64_t here
     if source.item == NULL:
         spans[count].data = source.value + start
@@ -49,7 +49,7 @@ cdef uint32_t _spans(source_t *source, uint32_t key_size, uint64_t start, uint64
         start += here
         size -= here
         count += 1
-    return count
+    return count if size == 0 else SPANS_MAX + 1
 
 cdef uint32_t _key_spans(source_t *source, uint32_t key_size, part_t *spans,
                          uint32_t count) noexcept nogil:
@@ -65,7 +65,7 @@ cdef uint32_t _key_spans(source_t *source, uint32_t key_size, part_t *spans,
         spans[count].size = here
         start += here
         count += 1
-    return count
+    return count if start == key_size else SPANS_MAX + 1
 
 cdef int _write(source_t *source, flash_item_t *head, uint64_t tag, uint32_t stream,
                 demotion_t *demotion, uint64_t *position) noexcept nogil:
@@ -99,6 +99,8 @@ cdef int _write(source_t *source, flash_item_t *head, uint64_t tag, uint32_t str
     count = _key_spans(source, flash_key_size(head), spans, count)
     if not head.flags & ITEM_PARTS and head.value_size:
         count = _spans(source, flash_key_size(head), 0, head.value_size, spans, count)
+    if count > SPANS_MAX:
+        return LOG_TOO_LARGE
     return log_append(cache.log, stream, RECORD_ITEM, spans, count, position)
 
 cdef int _write_parts(source_t *source, flash_item_t *head, uint64_t largest,
@@ -124,6 +126,8 @@ cdef int _write_parts(source_t *source, flash_item_t *head, uint64_t largest,
         spans[0].data = &part
         spans[0].size = sizeof(flash_part_t)
         count = _spans(source, flash_key_size(head), demotion.value_done, here, spans, 1)
+        if count > SPANS_MAX:
+            return LOG_TOO_LARGE
         result = log_append(source.cache.log, STREAM_LARGE, RECORD_PART, spans, count,
                             &demotion.positions[demotion.parts])
         # A part counts from now on: a segment without live records may be freed. Nobody knows

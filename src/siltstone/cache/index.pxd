@@ -33,3 +33,5 @@ cdef uint32_t index_fill(cache_t *cache, shard_t *shard, uint32_t root, slot_t *
 cdef group_t *index_group(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil
 cdef group_t *group_at(cache_t *cache, shard_t *shard, uint32_t number) noexcept nogil
 cdef slot_t *group_slot(cache_t *cache, group_t *group, uint32_t number) noexcept nogil
+# A slot of the group that was being laid out anew when its process died (shard.scratch_pages).
+cdef slot_t *scratch_slot(cache_t *cache, shard_t *shard, uint32_t number) noexcept nogil

@@ -1,21 +1,22 @@
 """The hash index of a shard (layout and promises: index.pxd)."""
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from siltstone.cache.index cimport PREFETCH_KEYS
 from siltstone.cache.shard cimport (
-    DIRECTORY_PAGES, FRAME_INDEX, GROUP_PAGES_MAX, GROUP_TABLE_PAGES, INDEX_PAGE_BYTES, PAGE_SLOTS,
-    SLOT_EMPTY, SLOT_RAM, cache_t, group_t, hash40_of, root_of, shard_of, shard_t, slot_hash40,
-    slot_hash_high, slot_hash_low, slot_kind, slot_location, slot_matches, slot_t,
+    DIRECTORY_PAGES, FRAME_INDEX, FRAME_SCRATCH, GROUP_PAGES_MAX, GROUP_TABLE_PAGES,
+    INDEX_PAGE_BYTES, PAGE_SLOTS, SLOT_EMPTY, SLOT_RAM, cache_t, group_t, hash40_of, root_of,
+    shard_of, shard_t, slot_hash40, slot_hash_high, slot_hash_low, slot_kind, slot_location,
+    slot_matches, slot_t,
 )
-from siltstone.log.arena cimport arena_t, frame_t, frame_take
+from siltstone.log.arena cimport LOCK_TAKEN, arena_t, frame_address, frame_give, frame_take
+from siltstone.log.atomics cimport fence_release, load32_relaxed, store32
 
 cdef enum:
     BUCKET_SLOTS = 4
     PAGE_BUCKETS = 64
     DIRECTORY_ENTRIES = 2048        # of u16 in a page
     TABLE_GROUPS = 128              # descriptors in a page
-    GROUP_SLOTS_MAX = GROUP_PAGES_MAX * PAGE_SLOTS
     # Each shard starts at another cache line of its pages: else the first lines of a thousand
     # pages, which every lookup needs, would compete for one set of the processor's cache.
     DIRECTORY_STEP = 32             # entries in a cache line
@@ -39,7 +40,7 @@ cdef inline char *_page(cache_t *cache, uint32_t number) noexcept nogil:
     return cache.arena.base + <uint64_t>number * INDEX_PAGE_BYTES
 
 cdef inline uint32_t _entry(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
-    cdef uint32_t depth = shard.depth
+    cdef uint32_t depth = load32_relaxed(&shard.depth)
     if depth > 15:
         depth = 15
     return (root_of(cache, hash) << depth) | <uint32_t>(hash40_of(cache, hash) >> (40 - depth))
@@ -48,21 +49,21 @@ cdef inline uint16_t *_directory(cache_t *cache, shard_t *shard, uint32_t entry)
     cdef uint32_t page = entry // DIRECTORY_ENTRIES
     if page >= DIRECTORY_PAGES:
         page = 0
-    return <uint16_t *>_page(cache, shard.directory[page]) + (
+    return <uint16_t *>_page(cache, load32_relaxed(&shard.directory[page])) + (
         entry + shard.number * DIRECTORY_STEP) % DIRECTORY_ENTRIES
 
 cdef group_t *group_at(cache_t *cache, shard_t *shard, uint32_t number) noexcept nogil:
     cdef uint32_t page = number // TABLE_GROUPS
     if page >= GROUP_TABLE_PAGES:
         page = 0
-    return <group_t *>_page(cache, shard.group_table[page]) + (
+    return <group_t *>_page(cache, load32_relaxed(&shard.group_table[page])) + (
         number + shard.number * TABLE_STEP) % TABLE_GROUPS
 
 cdef group_t *index_group(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
     return group_at(cache, shard, _directory(cache, shard, _entry(cache, shard, hash))[0])
 
 cdef inline slot_t *_bucket(cache_t *cache, group_t *group, uint32_t bucket) noexcept nogil:
-    return <slot_t *>_page(cache, group.page[bucket // PAGE_BUCKETS]) + (
+    return <slot_t *>_page(cache, load32_relaxed(&group.page[bucket // PAGE_BUCKETS])) + (
         bucket % PAGE_BUCKETS) * BUCKET_SLOTS
 
 cdef slot_t *group_slot(cache_t *cache, group_t *group, uint32_t number) noexcept nogil:
@@ -276,19 +277,27 @@ cdef bint _build(cache_t *cache, shard_t *shard) noexcept nogil:
 cdef bint index_grow(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
     cdef group_t *group
     cdef uint32_t page
+    cdef bint done = False
     if not shard.built and not _build(cache, shard):
         return False
     group = index_group(cache, shard, hash)
-    if group.pages == GROUP_PAGES_MAX:
-        return _split(cache, shard, hash, group)
-    page = _page_take(cache, shard)
-    if page == 0:
+    if not _copy_out(cache, shard, group):
         return False
-    _redistribute(cache, group, NULL, page, 0)
-    return True
+    if group.pages == GROUP_PAGES_MAX:
+        done = _split(cache, shard, hash, group)
+    else:
+        page = _page_take(cache, shard)
+        if page:
+            group.page[group.pages] = page
+            group.pages += 1
+            _put_back(cache, shard, group, group, 0)
+            done = True
+    _scratch_give(cache, shard)
+    return done
 
 cdef bint _split(cache_t *cache, shard_t *shard, uint64_t hash, group_t *group) noexcept nogil:
-    cdef uint32_t page = _page_take(cache, shard), other
+    cdef uint32_t page = _page_take(cache, shard), other, number
+    cdef group_t *second
     if page == 0:
         return False
     other = _halve(cache, shard, hash, group)
@@ -297,7 +306,12 @@ cdef bint _split(cache_t *cache, shard_t *shard, uint64_t hash, group_t *group) 
         shard.pages_free = page
         shard.index_pages -= 1
         return False
-    _redistribute(cache, group, group_at(cache, shard, other), page, 40 - group.depth)
+    second = group_at(cache, shard, other)
+    for number in range(3):
+        second.page[number] = group.page[4 + number]
+    second.page[3] = page
+    second.pages = group.pages = 4
+    _put_back(cache, shard, group, second, 40 - group.depth)
     return True
 
 cdef uint32_t _halve(cache_t *cache, shard_t *shard, uint64_t hash, group_t *group) noexcept nogil:
@@ -341,40 +355,66 @@ cdef bint _double(cache_t *cache, shard_t *shard) noexcept nogil:
     shard.depth += 1
     return True
 
-cdef void _redistribute(cache_t *cache, group_t *group, group_t *second, uint32_t page,
-                        uint32_t bit) noexcept nogil:
-    # Gather all slots, lay the pages out anew, put every slot back (by `bit` of its hash into
-    # `second` when that is given). At most 28 KiB on the stack.
-    cdef slot_t gathered[GROUP_SLOTS_MAX]
-    cdef uint32_t count = 0, number
+cdef void _put_back(cache_t *cache, shard_t *shard, group_t *first, group_t *second,
+                    uint32_t bit) noexcept nogil:
+    # Lay the pages out anew: every copied slot goes where `bit` of its hash says.
+    cdef uint32_t number, slots = shard.scratch_pages * PAGE_SLOTS
     cdef slot_t *slot
     cdef group_t *target
     cdef uint64_t hash40
-    for number in range(<uint32_t>group.pages * PAGE_SLOTS):
-        slot = group_slot(cache, group, number)
+    _empty(cache, first)
+    _empty(cache, second)
+    for number in range(slots):
+        slot = scratch_slot(cache, shard, number)
         if slot_kind(slot.low) != SLOT_EMPTY:
-            gathered[count] = slot[0]
-            count += 1
-    if second == NULL:
-        group.page[group.pages] = page
-        group.pages += 1
-    else:
-        for number in range(3):
-            second.page[number] = group.page[4 + number]
-            group.page[4 + number] = 0
-        second.page[3] = page
-        second.pages = group.pages = 4
-        second.used = 0
-        for number in range(4):
-            memset(_page(cache, second.page[number]), 0, INDEX_PAGE_BYTES)
-    group.used = 0
+            hash40 = slot_hash40(slot.low, slot.high)
+            target = second if (hash40 >> bit) & 1 else first
+            _place(cache, target, hash40)[0] = slot[0]
+            target.used += 1
+
+cdef void _empty(cache_t *cache, group_t *group) noexcept nogil:
+    cdef uint32_t number
     for number in range(group.pages):
         memset(_page(cache, group.page[number]), 0, INDEX_PAGE_BYTES)
-    for number in range(count):
-        hash40 = slot_hash40(gathered[number].low, gathered[number].high)
-        target = second if second != NULL and (hash40 >> bit) & 1 else group
-        _place(cache, target, hash40)[0] = gathered[number]
-        target.used += 1
+    group.used = 0
+
+# The pages of a group that is laid out anew lie meanwhile in frames of the shard's own. Were they
+# anywhere else, a process that dies here would take slots with it whose records count on flash.
+
+cdef slot_t *scratch_slot(cache_t *cache, shard_t *shard, uint32_t number) noexcept nogil:
+    cdef uint64_t offset = <uint64_t>number * sizeof(slot_t)
+    cdef uint32_t frame = shard.scratch[offset // cache.frame_bytes % GROUP_PAGES_MAX]
+    if frame == 0 or frame > cache.arena.header.frame_count_max:
+        return NULL
+    return <slot_t *>(frame_address(cache.arena, frame - 1) + offset % cache.frame_bytes)
+
+cdef bint _copy_out(cache_t *cache, shard_t *shard, group_t *group) noexcept nogil:
+    cdef uint64_t bytes = <uint64_t>group.pages * INDEX_PAGE_BYTES
+    cdef uint32_t number
+    cdef int64_t frame
+    for number in range(<uint32_t>((bytes + cache.frame_bytes - 1) // cache.frame_bytes)):
+        if shard.scratch[number] == 0:
+            frame = frame_take(cache.arena, shard.number + 1, 0)
+            if frame <= 0:
+                _scratch_give(cache, shard)
+                return False
+            cache.arena.frames[frame - 1].kind = FRAME_SCRATCH
+            shard.scratch[number] = <uint32_t>frame
+    for number in range(group.pages):
+        memcpy(scratch_slot(cache, shard, number * PAGE_SLOTS), _page(cache, group.page[number]),
+               INDEX_PAGE_BYTES)
+    store32(&shard.scratch_pages, group.pages)
+    fence_release()
+    return True
+
+cdef void _scratch_give(cache_t *cache, shard_t *shard) noexcept nogil:
+    # A frame that the pool does not take just now is used the next time.
+    cdef uint32_t number
+    store32(&shard.scratch_pages, 0)
+    for number in range(GROUP_PAGES_MAX):
+        if shard.scratch[number] and (
+                frame_give(cache.arena, shard.scratch[number] - 1) == LOCK_TAKEN):
+            shard.scratch[number] = 0
 
 # All at once --------------------------------------------------------------------------------
 

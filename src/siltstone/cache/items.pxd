@@ -83,9 +83,11 @@ cdef void item_read(cache_t *cache, item_t *item, uint64_t start, char *data,
                     uint64_t size) noexcept nogil
 cdef bint item_has_key(cache_t *cache, item_t *item, const char *key,
                        uint32_t key_size) noexcept nogil
-# reader: is this the offset of an item head whose bytes lie inside the arena?
-cdef bint item_plausible(cache_t *cache, uint64_t offset) noexcept nogil
-# reader: copy content; False when an offset makes no sense (the item changed meanwhile)
+# reader: a copy of the head at `offset`, each word loaded once, and how many content bytes follow
+# its fields. False: that is no head, or its bytes do not lie inside one frame.
+cdef bint item_snapshot(cache_t *cache, uint64_t offset, item_t *head,
+                        uint64_t *here) noexcept nogil
+# reader: copy content of an item with parts; False when an offset makes no sense (it changed)
 cdef bint item_read_checked(cache_t *cache, item_t *item, uint64_t start, char *data,
                             uint64_t size) noexcept nogil
 # Bytes of the entry (head or part, dead or alive) at `entry`, for walking a frame.

@@ -7,6 +7,7 @@ from siltstone.cache.shard cimport FRAME_CLOSED, FRAME_ITEMS, cache_t, queue_t, 
 from siltstone.log.arena cimport (
     LOCK_TAKEN, arena_t, frame_address, frame_give, frame_t, frame_take,
 )
+from siltstone.log.atomics cimport load32_relaxed, load64_relaxed
 
 cdef enum:
     PART_HEADER = 24
@@ -328,52 +329,58 @@ cdef bint item_has_key(cache_t *cache, item_t *item, const char *key,
 
 # Readers: nothing is locked, every number may be half written -------------------------------
 
-cdef bint item_plausible(cache_t *cache, uint64_t offset) noexcept nogil:
-    cdef uint64_t in_frame
-    cdef item_t *item
+cdef bint item_snapshot(cache_t *cache, uint64_t offset, item_t *head,
+                        uint64_t *here) noexcept nogil:
+    # Bounds are checked on the copy: what lies at `offset` may change between any two looks.
+    cdef uint64_t *words = <uint64_t *>(cache.arena.base + offset)
+    cdef uint64_t *copy = <uint64_t *>head
+    cdef uint64_t end
     if offset < cache.arena.header.frames_offset or offset + 24 > cache.arena_bytes or offset & 7:
         return False
-    in_frame = (offset - cache.arena.header.frames_offset) & (cache.frame_bytes - 1)
-    item = item_at(cache, offset)
-    if item.kind != KIND_HEAD or in_frame + item_fields(item.flags) > cache.frame_bytes:
+    copy[0] = load64_relaxed(words)
+    copy[1] = load64_relaxed(words + 1)
+    copy[2] = load64_relaxed(words + 2)
+    end = _in_frame(cache, offset) + item_fields(head.flags)
+    if head.kind != KIND_HEAD or end > cache.frame_bytes:
         return False
-    if item.flags & ITEM_PARTS:
-        return in_frame + item_fields(item.flags) + item_link(item).size <= cache.frame_bytes
-    return in_frame + item_fields(item.flags) + item_content(item) <= cache.frame_bytes
+    if head.flags & ITEM_PARTS:
+        here[0] = load32_relaxed(&(<item_link_t *>(
+            <char *>words + item_fields(head.flags) - sizeof(item_link_t))).size)
+    else:
+        here[0] = item_content(head)
+    return end + here[0] <= cache.frame_bytes
+
+cdef inline uint64_t _in_frame(cache_t *cache, uint64_t offset) noexcept nogil:
+    return (offset - cache.arena.header.frames_offset) & (cache.frame_bytes - 1)
 
 cdef bint item_read_checked(cache_t *cache, item_t *item, uint64_t start, char *data,
                             uint64_t size) noexcept nogil:
     # As item_read, but trusts no link: each part must lie inside one frame of the arena.
-    cdef uint64_t here, next, in_frame, skip
-    cdef char *content = <char *>item + item_fields(item.flags)
-    if not item.flags & ITEM_PARTS:
-        if start + size > item_content(item):
-            return False
-        memcpy(data, content + start, size)
-        return True
-    here = item_link(item).size
-    next = item_link(item).next
-    in_frame = (item_offset(cache, item) - cache.arena.header.frames_offset) & (
-        cache.frame_bytes - 1)
-    if in_frame + item_fields(item.flags) + here > cache.frame_bytes:
+    cdef item_t head
+    cdef uint64_t here = 0, next, piece
+    cdef char *content
+    if not item_snapshot(cache, item_offset(cache, item), &head, &here) or (
+            not head.flags & ITEM_PARTS):
         return False
+    content = <char *>item + item_fields(head.flags)
+    next = load64_relaxed(&(<item_link_t *>(content - sizeof(item_link_t))).next)
     while True:
         if start < here:
-            skip = here - start
-            if skip > size:
-                skip = size
-            memcpy(data, content + start, skip)
-            data += skip
-            size -= skip
-            start += skip
+            piece = here - start
+            if piece > size:
+                piece = size
+            memcpy(data, content + start, piece)
+            data += piece
+            size -= piece
+            start += piece
         if size == 0:
             return True
         start -= here
-        if next < cache.arena.header.frames_offset or next + 24 > cache.arena_bytes or next & 7:
+        if next < cache.arena.header.frames_offset or next + PART_HEADER > cache.arena_bytes or (
+                next & 7):
             return False
-        in_frame = (next - cache.arena.header.frames_offset) & (cache.frame_bytes - 1)
         content = cache.arena.base + next + PART_HEADER
-        here = (<item_part_t *>(cache.arena.base + next)).size
-        if here == 0 or in_frame + PART_HEADER + here > cache.frame_bytes:
+        here = load32_relaxed(&(<item_part_t *>(cache.arena.base + next)).size)
+        if here == 0 or _in_frame(cache, next) + PART_HEADER + here > cache.frame_bytes:
             return False
-        next = (<item_part_t *>(cache.arena.base + next)).next
+        next = load64_relaxed(&(<item_part_t *>(cache.arena.base + next)).next)

@@ -40,6 +40,7 @@ cdef enum:
     QUEUE_MAIN = 1              # items that were asked for again
     FRAME_INDEX = 1             # frame_t.kind
     FRAME_ITEMS = 2             # + queue number
+    FRAME_SCRATCH = 4           # copies of index pages while their group is laid out anew
     FRAME_CLOSED = 256          # no more goes into it
 
 cdef struct slot_t:
@@ -76,7 +77,9 @@ cdef struct shard_t:
     uint32_t index_pages        # in use
     uint32_t sweep_group        # where the sweeper goes on
     uint32_t built              # the index has its directory
-    uint32_t pad2
+    uint32_t damaged            # to be cleared before anybody uses it again
+    uint32_t scratch_pages      # copied there and not yet back in the index
+    uint32_t scratch[GROUP_PAGES_MAX]   # frame number + 1
     queue_t queue[QUEUES]
     uint32_t directory[DIRECTORY_PAGES]
     uint32_t group_table[GROUP_TABLE_PAGES]
@@ -210,7 +213,8 @@ cdef bint shard_enter(cache_t *cache, shard_t *shard) noexcept nogil
 cdef bint shard_try_enter(cache_t *cache, shard_t *shard) noexcept nogil
 cdef void shard_leave(shard_t *shard) noexcept nogil
 # Forget everything in the shard: clear live bits, empty index, items, queues, give frames back.
-cdef void shard_clear(cache_t *cache, shard_t *shard) noexcept nogil
+# False: the frame pool was busy; the shard stays `damaged`, and who enters next tries again.
+cdef bint shard_clear(cache_t *cache, shard_t *shard) noexcept nogil
 cdef uint64_t flush_epoch(cache_t *cache) noexcept nogil
 # The live map learns of the arena's flush word. Before a flush is acknowledged.
 cdef void flush_noted(cache_t *cache) noexcept nogil

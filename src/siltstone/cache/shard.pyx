@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from siltstone.cache.engine cimport COUNT_BUSY, COUNT_SHARDS_RESET
-from siltstone.cache.index cimport group_at, group_slot
+from siltstone.cache.index cimport group_at, group_slot, scratch_slot
 from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport frames_reclaim
 from siltstone.log.atomics cimport cas64
@@ -46,12 +46,14 @@ cdef bint _entered(cache_t *cache, shard_t *shard, int result) noexcept nogil:
     store64_relaxed(&shard.sequence, shard.sequence | 1)
     fence_release()
     if result == LOCK_OWNER_DIED:
-        shard_clear(cache, shard)
+        shard.damaged = 1
         count(cache, COUNT_SHARDS_RESET, 1)
         lock_repaired(&shard.lock)
     epoch = flush_epoch(cache)
-    if shard.epoch != epoch:
-        shard_clear(cache, shard)
+    if shard.damaged or shard.epoch != epoch:
+        if not shard_clear(cache, shard):
+            shard_leave(shard)
+            return False
         shard.epoch = epoch
     return True
 
@@ -68,13 +70,18 @@ cdef void shard_leave(shard_t *shard) noexcept nogil:
     store64(&shard.sequence, shard.sequence + 1)
     lock_drop(&shard.lock)
 
-cdef void shard_clear(cache_t *cache, shard_t *shard) noexcept nogil:
+cdef bint shard_clear(cache_t *cache, shard_t *shard) noexcept nogil:
+    # another odd number: who remembers the former one, inside the lock or not, sees that all
+    # pointers into the shard are void
+    store64_relaxed(&shard.sequence, shard.sequence + 2)
+    fence_release()
     _clear_live_bits(cache, shard)
     # all that the index and the queues know; lock, sequence, epoch and number stay
     shard.built = 0
     memset(&shard.evictions, 0, <char *>&shard.number - <char *>&shard.evictions)
     memset(&shard.depth, 0, <char *>(shard + 1) - <char *>&shard.depth)
-    frames_reclaim(cache.arena, shard.number + 1)
+    shard.damaged = frames_reclaim(cache.arena, shard.number + 1) != LOCK_TAKEN
+    return not shard.damaged
 
 cdef void _clear_live_bits(cache_t *cache, shard_t *shard) noexcept nogil:
     # The shard may be half changed: group_at and group_slot check every number they read.
@@ -90,3 +97,8 @@ cdef void _clear_live_bits(cache_t *cache, shard_t *shard) noexcept nogil:
             slot = group_slot(cache, group, place)
             if slot_kind(slot.low) == SLOT_FLASH:
                 log_dead(cache.log, slot_location(slot.low) * LOG_ALIGNMENT)
+    pages = shard.scratch_pages if shard.scratch_pages <= GROUP_PAGES_MAX else 0
+    for place in range(pages * PAGE_SLOTS):
+        slot = scratch_slot(cache, shard, place)
+        if slot != NULL and slot_kind(slot.low) == SLOT_FLASH:
+            log_dead(cache.log, slot_location(slot.low) * LOG_ALIGNMENT)

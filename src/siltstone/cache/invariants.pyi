@@ -1,0 +1,6 @@
+from typing import Any
+
+from siltstone.cache.engine import CacheEngine
+
+def check_invariants(engine: CacheEngine) -> None: ...
+def describe_index(engine: CacheEngine) -> dict[str, Any]: ...

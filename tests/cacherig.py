@@ -1,0 +1,34 @@
+"""Small cache engines for tests: private arenas, few shards, a clock that stands still."""
+
+from __future__ import annotations
+
+from siltstone import codecs
+from siltstone.cache.engine import CacheEngine, cache_section_bytes, geometry
+from siltstone.cache.face import Face
+from siltstone.log.arena import Arena
+
+SECTION_CACHE = 1
+STARTED_MS = 1_700_000_000_000
+
+
+def engine_of(
+    limit: int, *, shards: int = 0, frame_bytes: int = 0, limit_max: int = 0, clock: bool = True
+) -> CacheEngine:
+    """An engine over `limit` bytes; with `clock` the time stands still at STARTED_MS."""
+    usual_shards, usual_frame_bytes = geometry(limit)
+    shards = shards or usual_shards
+    arena = Arena(
+        limit, limit_max or limit, frame_bytes or usual_frame_bytes,
+        {SECTION_CACHE: cache_section_bytes(shards)}, STARTED_MS,
+    )  # fmt: skip
+    engine = CacheEngine(arena, shards)
+    if clock:
+        engine.set_clock(STARTED_MS)
+    return engine
+
+
+def face_of(engine: CacheEngine) -> Face:
+    """The embedded face, values as they are."""
+    face = Face()
+    face._bind(engine, codecs.resolve("raw"))
+    return face
