@@ -18,6 +18,8 @@ cdef void index_prefetch(cache_t *cache, const uint64_t *hashes, uint32_t count)
 # Slot with this identity (any kind but empty), or NULL. Also safe without the lock: every number
 # that it reads is checked against its bounds, and the caller checks the sequence afterwards.
 cdef slot_t *index_probe(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil
+# Ask the memory for what a probe will look at.
+cdef void bucket_prefetch(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil
 # Room for one more slot in the group of `hash`? index_insert needs it.
 cdef bint index_has_room(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil
 # Grow the group of `hash` by a page, or split it. 0: no frame.
@@ -27,7 +29,7 @@ cdef slot_t *index_insert(cache_t *cache, shard_t *shard, uint64_t hash, uint64_
 # Removes by moving others back: every slot pointer into the group is void afterwards.
 cdef void index_remove(cache_t *cache, shard_t *shard, group_t *group, slot_t *slot) noexcept nogil
 # Fill the empty groups of one root with slots of it. Those placed get `low` 0 in `slots`; how many
-# they are: fewer than `count` when frames run out.
+# they are: fewer than `count` when frames run out. `slots` NULL: only make room for so many.
 cdef uint32_t index_fill(cache_t *cache, shard_t *shard, uint32_t root, slot_t *slots,
                          uint32_t count) noexcept nogil
 cdef group_t *index_group(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil

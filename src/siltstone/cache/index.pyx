@@ -151,6 +151,14 @@ cdef inline void _prefetch_item(cache_t *cache, slot_t *slots, uint64_t hash40) 
                 prefetch(cache.arena.base + offset + 64)
                 prefetch(cache.arena.base + offset + 128)
 
+cdef void bucket_prefetch(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
+    cdef group_t *group
+    if shard.built:
+        group = index_group(cache, shard, hash)
+        if 0 < group.pages <= GROUP_PAGES_MAX:
+            prefetch(_bucket(cache, group, _home(
+                hash40_of(cache, hash), <uint32_t>group.pages * PAGE_BUCKETS)))
+
 cdef inline slot_t *_place(cache_t *cache, group_t *group, uint64_t hash40) noexcept nogil:
     # First empty slot from home; there is one, since a group grows before it is full.
     cdef uint32_t buckets = group.pages * PAGE_BUCKETS
@@ -432,10 +440,10 @@ cdef uint32_t _fill(cache_t *cache, shard_t *shard, uint64_t hash, uint32_t dept
     cdef uint64_t bit
     if count > _room(GROUP_PAGES_MAX) and _halve(cache, shard, hash, group):
         bit = <uint64_t>1 << (39 - depth)
-        lower = _partition(slots, count, bit)
+        lower = count // 2 if slots == NULL else _partition(slots, count, bit)
         return _fill(cache, shard, hash, depth + 1, slots, lower) + _fill(
-            cache, shard, hash | (bit << cache.hash_shift), depth + 1, slots + lower,
-            count - lower)
+            cache, shard, hash | (bit << cache.hash_shift), depth + 1,
+            NULL if slots == NULL else slots + lower, count - lower)
     while group.pages < GROUP_PAGES_MAX and _room(group.pages) < count:
         number = _page_take(cache, shard)
         if number == 0:
@@ -444,6 +452,8 @@ cdef uint32_t _fill(cache_t *cache, shard_t *shard, uint64_t hash, uint32_t dept
         group.pages += 1
     if count > _room(group.pages):
         count = _room(group.pages)
+    if slots == NULL:
+        return count
     for number in range(count):
         _place(cache, group, slot_hash40(slots[number].low, slots[number].high))[0] = slots[number]
         slots[number].low = 0

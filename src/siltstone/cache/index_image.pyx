@@ -12,7 +12,7 @@ refused. When there is no image, `Rebuild` takes the records that the log's scan
 record counts if its live bit is set). Called by cache/restart.py while nobody else has the cache.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from siltstone.cache.engine cimport CacheEngine, record_t
@@ -23,13 +23,12 @@ from siltstone.cache.flash cimport (
 )
 from siltstone.cache.hashing cimport siphash13
 from siltstone.cache.index cimport (
-    group_at, group_slot, index_fill, index_grow, index_group, index_has_room, index_insert,
-    index_probe,
+    bucket_prefetch, group_at, group_slot, index_fill, index_grow, index_group, index_has_room,
+    index_insert, index_probe,
 )
 from siltstone.cache.items cimport ITEM_TAG
 from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport SECTION_TAGS, section
-from siltstone.log.atomics cimport add64
 from siltstone.log.checksum cimport crc32c
 from siltstone.log.livemap cimport LiveMap
 from siltstone.log.log cimport LOG_ALIGNMENT, LOG_RECORD_HEADER, Log, log_dead
@@ -67,6 +66,9 @@ cdef extern from *:
         uint32_t slots;
         uint32_t checksum;          /* of its slots */
     } silt_root_entry_t;
+    static inline uint32_t silt_bits(uint64_t word) {
+        return (uint32_t)__builtin_popcountll(word);
+    }
     """
     ctypedef struct header_t "silt_index_image_t":
         uint64_t magic
@@ -89,6 +91,8 @@ cdef extern from *:
     ctypedef struct root_entry_t "silt_root_entry_t":
         uint32_t slots
         uint32_t checksum
+    uint32_t bits_of "silt_bits"(uint64_t) noexcept nogil
+    void prefetch "__builtin_prefetch"(const void *) noexcept nogil
     enum:
         IMAGE_HEADER_SIZE "SILT_INDEX_IMAGE_SIZE"
 
@@ -97,6 +101,8 @@ cdef enum:
     IMAGE_PAGE = 4096           # the header has it for itself
     STAMP_WORD = 0              # of the live map's user words
     LOCKS_WAITED = 10           # s, for a shard whose holder is stopped
+    LINKED_AT_ONCE = 1 << 18    # records, of 24 bytes each here
+    PREFETCHED = 8              # items ahead whose buckets are fetched from memory
 
 cdef uint64_t IMAGE_MAGIC = 0x7865646e692d7473      # "st-index"
 
@@ -325,11 +331,20 @@ cdef uint32_t _load(cache_t *cache, uint32_t root, slot_t *slots, uint32_t count
 
 # From the records ---------------------------------------------------------------------------
 
+cdef struct found_item_t:       # 8 + 8 + 4 + 4 = 24 bytes
+    uint64_t hash
+    uint64_t position
+    uint32_t expires_s
+    uint32_t flags
+
 cdef struct rebuild_t:
     cache_t *cache
     int64_t now
     uint16_t epoch
-    uint64_t items
+    found_item_t *items         # as they were met
+    uint64_t count
+    uint64_t capacity
+    uint64_t linked
     uint64_t expired
     uint64_t flushed            # stored before the last flush
     uint64_t tagged             # with a tag whose generation is not known any more
@@ -338,60 +353,127 @@ cdef struct rebuild_t:
 
 cdef int _found(void *context, uint64_t position, uint8_t kind, const char *payload,
                 uint32_t size) noexcept nogil:
-    # A record whose live bit is set; 0 takes it back. By several threads at a time.
+    # A record whose live bit is set; 0 takes it back.
     cdef rebuild_t *state = <rebuild_t *>context
-    cdef cache_t *cache = state.cache
     cdef record_t record
     cdef flash_item_t *head
-    cdef shard_t *shard
-    cdef uint64_t hash
-    cdef int result
+    cdef found_item_t *item
     if kind == RECORD_PART:
         return 1                # counts as long as the item that names it
-    memset(&record, 0, sizeof(record))
     record.data = <char *>payload - LOG_RECORD_HEADER
     record.size = LOG_RECORD_HEADER + <uint64_t>size
     head = record_item(&record)
-    if kind != RECORD_ITEM or head == NULL:
+    if kind != RECORD_ITEM or head == NULL or not _grown(state):
         return 0
     if head.epoch != state.epoch:
-        add64(&state.flushed, 1)
+        state.flushed += 1
         return 0
     if head.expires_s and <int64_t>head.expires_s * 1000 <= state.now:
-        add64(&state.expired, 1)
+        state.expired += 1
         return 0
     if head.flags & ITEM_TAG:
-        add64(&state.tagged, 1)
+        state.tagged += 1
         return 0
-    hash = siphash13(cache.arena.header.secret, record_key(&record), flash_key_size(head))
-    shard = shard_of(cache, hash)
-    if not _enter(cache, shard):
-        return 0
-    result = _link(state, shard, hash, position, head)
-    shard_leave(shard)
-    return result
-
-cdef int _link(rebuild_t *state, shard_t *shard, uint64_t hash, uint64_t position,
-               flash_item_t *head) noexcept nogil:
-    cdef cache_t *cache = state.cache
-    cdef uint64_t low = (<uint64_t>SLOT_FLASH << SLOT_KIND_SHIFT) | (position // LOG_ALIGNMENT)
-    if index_probe(cache, shard, hash) != NULL:
-        add64(&state.repeated, 1)
-        return 0
-    if not index_has_room(cache, shard, hash) and not (
-            index_grow(cache, shard, hash) and index_has_room(cache, shard, hash)):
-        add64(&state.no_room, 1)
-        return 0
-    low |= (SLOT_STALE if head.flags & FLAG_STALE else 0) | (
-        SLOT_WON if head.flags & FLAG_WON else 0)
-    index_insert(cache, shard, hash, low, slot_expiry_of(cache, <int64_t>head.expires_s * 1000))
-    shard.items_flash += 1
-    add64(&state.items, 1)
+    item = &state.items[state.count]
+    state.count += 1
+    item.hash = siphash13(state.cache.arena.header.secret, record_key(&record),
+                          flash_key_size(head))
+    item.position = position
+    item.expires_s = head.expires_s
+    item.flags = head.flags
     return 1
+
+cdef bint _grown(rebuild_t *state) noexcept nogil:
+    cdef uint64_t capacity = state.capacity * 2 if state.capacity else 4096
+    cdef found_item_t *larger
+    if state.count < state.capacity:
+        return True
+    larger = <found_item_t *>realloc(state.items, capacity * sizeof(found_item_t))
+    if larger == NULL:
+        return False
+    state.items = larger
+    state.capacity = capacity
+    return True
+
+cdef bint _link_all(rebuild_t *state) noexcept nogil:
+    # In the order of the hash, so that shard after shard and group after group is filled, out of
+    # the processor's cache. Measured with 100-byte values: one by one 460 ns an item, so 160.
+    cdef uint32_t *order = <uint32_t *>malloc(state.count * 4)
+    cdef uint64_t number, ahead
+    cdef shard_t *shard = NULL
+    cdef shard_t *next
+    cdef found_item_t *item
+    cdef bint entered = False
+    if order == NULL or not _sort(state, order):
+        free(order)
+        return False
+    for number in range(state.count):
+        item = &state.items[order[number]]
+        next = shard_of(state.cache, item.hash)
+        if next != shard:
+            if entered:
+                shard_leave(shard)
+            shard = next
+            entered = _enter(state.cache, shard)
+        ahead = number + 4 * PREFETCHED
+        if ahead < state.count:
+            prefetch(&state.items[order[ahead]])
+        ahead = number + PREFETCHED
+        if ahead < state.count and shard_of(
+                state.cache, state.items[order[ahead]].hash) == shard and entered:
+            bucket_prefetch(state.cache, shard, state.items[order[ahead]].hash)
+        if not entered or not _link(state, shard, item):
+            log_dead(state.cache.log, item.position)
+    if entered:
+        shard_leave(shard)
+    free(order)
+    state.count = 0
+    return True
+
+cdef bint _sort(rebuild_t *state, uint32_t *order) noexcept nogil:
+    # By the first 16 bits of the hash: finer than groups are, up to 80 M items.
+    cdef uint32_t *ends = <uint32_t *>calloc(1 << 16, 4)
+    cdef uint32_t sum = 0, bucket
+    cdef uint64_t number
+    if ends == NULL:
+        return False
+    for number in range(state.count):
+        ends[state.items[number].hash >> 48] += 1
+    for bucket in range(1 << 16):
+        sum += ends[bucket]
+        ends[bucket] = sum
+    for number in range(state.count, 0, -1):
+        bucket = <uint32_t>(state.items[number - 1].hash >> 48)
+        ends[bucket] -= 1
+        order[ends[bucket]] = <uint32_t>(number - 1)
+    free(ends)
+    return True
+
+cdef bint _link(rebuild_t *state, shard_t *shard, const found_item_t *item) noexcept nogil:
+    cdef cache_t *cache = state.cache
+    cdef uint64_t low = (<uint64_t>SLOT_FLASH << SLOT_KIND_SHIFT) | (
+        item.position // LOG_ALIGNMENT)
+    if index_probe(cache, shard, item.hash) != NULL:
+        state.repeated += 1
+        return False
+    if not index_has_room(cache, shard, item.hash) and not (
+            index_grow(cache, shard, item.hash) and index_has_room(cache, shard, item.hash)):
+        state.no_room += 1
+        return False
+    low |= (SLOT_STALE if item.flags & FLAG_STALE else 0) | (
+        SLOT_WON if item.flags & FLAG_WON else 0)
+    index_insert(cache, shard, item.hash, low,
+                 slot_expiry_of(cache, <int64_t>item.expires_s * 1000))
+    shard.items_flash += 1
+    state.linked += 1
+    return True
 
 
 cdef class Rebuild(Found):
-    """Links every record it is given into the index. For log/recovery.py's `recover`."""
+    """Links records into the index. For log/recovery.py's `recover`, one a thread.
+
+    Keeps them until there are many; `finish` links the rest.
+    """
     cdef CacheEngine engine
     cdef rebuild_t state
 
@@ -402,11 +484,46 @@ cdef class Rebuild(Found):
         self.state.epoch = <uint16_t>flush_epoch(engine.cache)
         self.found, self.context = _found, &self.state
 
+    def __dealloc__(self):
+        free(self.state.items)
+
+    def finished(self) -> None:
+        """A segment was read."""
+        if self.state.count >= LINKED_AT_ONCE:
+            self.finish()
+
+    def finish(self) -> None:
+        """Link what is kept."""
+        cdef bint linked = True
+        with nogil:
+            if self.state.count:
+                linked = _link_all(&self.state)
+        if not linked:
+            raise MemoryError()
+
     def counts(self) -> dict[str, int]:
         """What became of the records."""
-        return {"items": self.state.items, "expired": self.state.expired,
+        return {"items": self.state.linked, "expired": self.state.expired,
                 "flushed": self.state.flushed, "tagged": self.state.tagged,
                 "no_room": self.state.no_room, "repeated": self.state.repeated}
+
+
+def make_room(CacheEngine engine not None, LiveMap live_map not None) -> None:
+    """Grow the empty index at once for all that the live map shows, instead of step by step."""
+    cdef cache_t *cache = engine.cache
+    cdef uint32_t number, root
+    cdef uint64_t items = 0, word, share
+    with nogil:
+        for word in range(live_map.segment_count * live_map.words):
+            items += bits_of(live_map.bits[word])
+        share = items // _roots(cache)
+        share += share // 32        # shares differ a little
+        for number in range(cache.shard_count):
+            if not _enter(cache, &cache.shards[number]):
+                continue
+            for root in range(<uint32_t>1 << cache.root_bits):
+                index_fill(cache, &cache.shards[number], root, NULL, <uint32_t>share)
+            shard_leave(&cache.shards[number])
 
 
 def start_from(CacheEngine engine not None, LiveMap live_map not None) -> None:

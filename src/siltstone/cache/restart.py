@@ -14,11 +14,13 @@ import contextlib
 import logging
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from siltstone import errors
 from siltstone.cache import index_image
+from siltstone.cache.index_image import Rebuild
 from siltstone.clock import SYSTEM_RANDOM
 from siltstone.log.device import (
     boot_id,
@@ -33,6 +35,7 @@ from siltstone.log.scan import adopt_segments, drop_empty
 
 if TYPE_CHECKING:
     from siltstone.cache.attachment import Attachment
+    from siltstone.cache.engine import CacheEngine
     from siltstone.log.livemap import LiveMap
     from siltstone.log.log import Log
 
@@ -155,9 +158,11 @@ def _scan(attachment: Attachment, log: Log, live_map: LiveMap, trusted: bool) ->
             )
         live_map.clear()
     index_image.start_from(attachment.engine, live_map)
-    rebuild = index_image.Rebuild(attachment.engine)
-    report = recover(log, rebuild, warm=trusted, threads=_threads())
-    counts = rebuild.counts()
+    if trusted:
+        index_image.make_room(attachment.engine, live_map)
+    makers = _Makers(attachment.engine)
+    report = recover(log, makers.own, warm=trusted, threads=_threads())
+    counts = makers.finish()
     if report.records:
         logger.info(
             "%s: %d items found in %d segments (%s; %d live records damaged or gone)",
@@ -167,4 +172,28 @@ def _scan(attachment: Attachment, log: Log, live_map: LiveMap, trusted: bool) ->
             ", ".join(f"{name} {number}" for name, number in counts.items() if name != "items"),
             report.lost,
         )
+    drop_empty(log)
     return counts["items"]
+
+
+class _Makers:
+    """One `Rebuild` a thread."""
+
+    def __init__(self, engine: CacheEngine) -> None:
+        self._engine = engine
+        self._local = threading.local()
+        self._all: list[Rebuild] = [Rebuild(engine)]
+
+    def own(self) -> Rebuild:
+        if not hasattr(self._local, "rebuild"):
+            self._local.rebuild = Rebuild(self._engine)
+            self._all.append(self._local.rebuild)
+        own: Rebuild = self._local.rebuild
+        return own
+
+    def finish(self) -> dict[str, int]:
+        """What became of the records, summed over the threads."""
+        for rebuild in self._all:
+            rebuild.finish()
+        counts = [rebuild.counts() for rebuild in self._all]
+        return {name: sum(one[name] for one in counts) for name in counts[0]}

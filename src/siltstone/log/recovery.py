@@ -36,7 +36,7 @@ class Recovery:
 
 def recover(
     log: Log,
-    found: Found | None = None,
+    found: Found | Callable[[], Found] | None = None,
     *,
     warm: bool,
     threads: int = 1,
@@ -44,7 +44,9 @@ def recover(
 ) -> Recovery:
     """Rebuild the tables of a log just created, and give every live record to `found`.
 
-    `progress(done, total)` is called after each segment. Each thread holds one segment's image.
+    `found` may be a function that makes one for each segment. The newest segment comes first: an
+    engine that cannot take all keeps what was written last. `progress(done, total)` is called
+    after each segment. Each thread holds one segment's image.
     """
     headers = adopt_segments(log, warm)
     result = Recovery(
@@ -55,10 +57,10 @@ def recover(
         headers_unreadable=headers["unreadable"],
     )
     sealed = [info for info in log.segments() if info["state"] == "sealed"]
-    order = sorted(sealed, key=lambda info: info["version"])
+    order = sorted(sealed, key=lambda info: info["version"], reverse=True)
     slots = [info["slot"] for info in order]
     with concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool:
-        tallies = pool.map(lambda slot: scan_segment(log, slot, found), slots)
+        tallies = pool.map(lambda slot: _scan(log, slot, found), slots)
         for done, tally in enumerate(tallies, 1):
             for name, value in tally.items():
                 setattr(result, name, getattr(result, name) + value)
@@ -68,3 +70,11 @@ def recover(
         raise found.error
     result.segments_freed = drop_empty(log)
     return result
+
+
+def _scan(log: Log, slot: int, found: Found | Callable[[], Found] | None) -> dict[str, int]:
+    takes = found if found is None or isinstance(found, Found) else found()
+    tally = scan_segment(log, slot, takes)
+    if takes is not None:
+        takes.finished()
+    return tally

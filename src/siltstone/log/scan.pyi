@@ -2,7 +2,8 @@ from collections.abc import Callable
 
 from siltstone.log.log import Log
 
-class Found: ...
+class Found:
+    def finished(self) -> None: ...
 
 class PythonFound(Found):
     error: Exception | None

@@ -251,6 +251,9 @@ def drop_empty(Log log not None) -> int:
 cdef class Found:
     """See scan.pxd."""
 
+    def finished(self) -> None:
+        """Called after each segment that went to this object."""
+
 
 cdef int _call(void *context, uint64_t position, uint8_t kind, const char *payload,
                uint32_t size) noexcept with gil:
