@@ -23,6 +23,7 @@ cdef class Session:
     cdef public object owner    # whatever the transport wants to find again
     cdef readonly bint paused
     cdef readonly bint closing
+    cdef readonly bint settled  # nothing is pending, paused or closing
     cdef object stream
     cdef bint closed
     cdef char *gathered

@@ -29,6 +29,7 @@ class Session:
     owner: Any
     paused: bool
     closing: bool
+    settled: bool
     def __init__(self, engine: CacheEngine, control: Any, settings: Any) -> None: ...
     @property
     def pending(self) -> int: ...

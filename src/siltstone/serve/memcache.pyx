@@ -265,6 +265,7 @@ cdef class Session:
         self.s.line_size_max = settings.line_size_max
         self.s.output_size_max = settings.output_size_max
         self.s.item_size_max = settings.item_size_max
+        self.settled = True
 
     def __dealloc__(self):
         # no read is out: each holds a reference on the session
@@ -298,6 +299,7 @@ cdef class Session:
                 return self.run(True)
             if not self.gather(<const char *>view.buf, view.len, 0):
                 self.closing = True
+                self.settled = False
                 return b""
         finally:
             PyBuffer_Release(&view)
@@ -403,6 +405,7 @@ cdef class Session:
     cdef bytes run(self, bint direct):
         cdef session_t *s = &self.s
         cdef int step
+        cdef bytes taken
         if not direct:
             s.input = self.gathered + self.gathered_start
             s.size = self.gathered_size
@@ -429,7 +432,9 @@ cdef class Session:
         self.paused = step == STEP_FULL
         session_count(s)
         self.keep(direct)
-        return self.take_output()
+        taken = self.take_output()
+        self.settled = not (self.closing or self.paused or s.parked_count)
+        return taken
 
     cdef bint refused(self):
         """Would what must be gathered go past what all sessions may hold?"""

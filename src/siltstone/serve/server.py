@@ -46,7 +46,24 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Connection(asyncio.Protocol):
     """Bytes between a transport and a session, and when to stop reading."""
 
-    __slots__ = ("ended", "last", "number", "reads", "server", "session", "transport", "writable")
+    __slots__ = (
+        "ended",
+        "feed",
+        "last",
+        "number",
+        "reads",
+        "server",
+        "session",
+        "time",
+        "transport",
+        "writable",
+        "write",
+    )
+
+    # bound once: a call a received buffer
+    feed: Callable[[bytes], bytes]
+    write: Callable[[bytes], None]
+    time: Callable[[], float]
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -60,15 +77,15 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport
+        self.write = transport.write  # type: ignore[attr-defined]
         self.server.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        session = self.session
-        out = session.feed(data)
+        out = self.feed(data)
         if out:
-            self.transport.write(out)
-        self.last = self.server.time()
-        if session.pending or session.paused or session.closing:
+            self.write(out)
+        self.last = self.time()
+        if not self.session.settled:
             self.settle()
 
     def settle(self) -> None:
@@ -257,6 +274,7 @@ class Server:
         transport.set_write_buffer_limits(high=self.settings.output_size_max)
         connection.session = Session(self.engine, self.control, self.settings)
         connection.session.owner = connection
+        connection.feed, connection.time = connection.session.feed, self.time
         connection.last = self.time()
         self._numbers += 1
         connection.number = self._numbers
