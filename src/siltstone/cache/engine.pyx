@@ -12,7 +12,8 @@ from siltstone.cache.change cimport NEED_FRAMES, NEED_INDEX, NEED_REPLY, change_
 from siltstone.cache.engine cimport *
 from siltstone.cache.eviction cimport make_room, unlink
 from siltstone.cache.flash cimport (
-    flash_idle_s, flash_item_t, flash_key_size, flash_read, flash_record_free, record_item,
+    flash_idle_s, flash_item_t, flash_key_size, flash_read, flash_record_free,
+    flash_record_room, record_item,
     record_key, record_value,
 )
 from siltstone.cache.hashing cimport siphash13
@@ -30,6 +31,7 @@ from siltstone.log.log cimport LOG_ALIGNMENT, Log, log_current
 cdef enum:
     READ_TRIES = 8          # then the reader takes the shard's lock
     BUMP_AFTER_S = 60       # last access moves at most this often
+    FETCH_TRIES = 8         # moves of an item between finding and reading it
     CHANGE_TRIES = 64       # rounds of making room before a change is refused
 
 cdef uint64_t cache_hash(cache_t *cache, const char *key, uint32_t key_size) noexcept nogil:
@@ -253,29 +255,55 @@ cdef void _touch_access(cache_t *cache, read_t *cursor) noexcept nogil:
 
 cdef int cache_fetch(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
                      read_t *cursor, record_t *record, uint32_t flags) noexcept nogil:
-    cdef int status = flash_read(cache, cursor.position, record, flags)
-    cdef shard_t *shard = <shard_t *>cursor.shard
-    cdef flash_item_t *head
-    if status == CACHE_WOULD_BLOCK or status == CACHE_NO_MEMORY:
-        return status
-    if status == CACHE_FOUND:
-        head = record_item(record)
-        if flash_key_size(head) != key_size or memcmp(record_key(record), key, key_size) != 0:
-            count(cache, COUNT_GET_MISSES, 1)
-            return CACHE_MISS               # another key with the same 48 bits: absence is proved
-        _record_meta(cache, &cursor.meta, head, cursor)
-        cursor.value = record_value(record)
-        cursor.value_size = record.value_size
-        count(cache, COUNT_GET_HITS, 1)
-        count(cache, COUNT_GET_FLASH, 1)
-        if not cursor.no_bump:
-            _bump(cache, cursor)
-            _maybe_recache(cache, key, key_size, hash, cursor, record)
-        return CACHE_FOUND
-    if not _remove_exact(cache, shard, hash, cursor.slot_word, 0):
-        return CACHE_BUSY
-    count(cache, COUNT_GET_MISSES, 1)
-    return CACHE_MISS
+    cdef int status, tries
+    for tries in range(FETCH_TRIES):
+        status = flash_read(cache, cursor.position, record, flags)
+        if status == CACHE_WOULD_BLOCK or status == CACHE_NO_MEMORY:
+            return status
+        if status == CACHE_FOUND:
+            return _fetched(cache, key, key_size, hash, cursor, record)
+        # Its segment is gone or the bytes are damaged. If the slot still says so, it goes; if it
+        # says another place by now (compaction, a new value), that is where to look.
+        if not _remove_exact(cache, <shard_t *>cursor.shard, hash, cursor.slot_word, 0):
+            return CACHE_BUSY
+        status = _find_again(cache, key, key_size, hash, cursor, record)
+        if status != CACHE_FLASH:
+            return status
+    return CACHE_BUSY
+
+cdef int _find_again(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
+                     read_t *cursor, record_t *record) noexcept nogil:
+    # As a reader does; a value in RAM is copied to where a large one would be joined.
+    cdef int status
+    cursor.tries = 0
+    while True:
+        status = cache_find(cache, key, key_size, hash, cursor)
+        if status != CACHE_FOUND:
+            return status
+        if not flash_record_room(record, cursor.value_size):
+            cursor.no_bump = True
+            cache_found(cache, cursor)      # lets go of the shard, if it had to be locked
+            return CACHE_NO_MEMORY
+        cache_copy(cursor, record.value)
+        if cache_found(cache, cursor):
+            cursor.value = record.value
+            return CACHE_FOUND
+
+cdef int _fetched(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
+                  read_t *cursor, record_t *record) noexcept nogil:
+    cdef flash_item_t *head = record_item(record)
+    if flash_key_size(head) != key_size or memcmp(record_key(record), key, key_size) != 0:
+        count(cache, COUNT_GET_MISSES, 1)
+        return CACHE_MISS               # another key with the same 48 bits: absence is proved
+    _record_meta(cache, &cursor.meta, head, cursor)
+    cursor.value = record_value(record)
+    cursor.value_size = record.value_size
+    count(cache, COUNT_GET_HITS, 1)
+    count(cache, COUNT_GET_FLASH, 1)
+    if not cursor.no_bump:
+        _bump(cache, cursor)
+        _maybe_recache(cache, key, key_size, hash, cursor, record)
+    return CACHE_FOUND
 
 cdef void _record_meta(cache_t *cache, meta_t *meta, flash_item_t *head,
                        read_t *cursor) noexcept nogil:

@@ -63,6 +63,8 @@ cdef int flash_write_raw(cache_t *cache, flash_item_t *head, uint64_t tag, const
 # Read, verify and join: CACHE_FOUND, MISS (gone or damaged), IO, WOULD_BLOCK, NO_MEMORY.
 cdef int flash_read(cache_t *cache, uint64_t position, record_t *record,
                     uint32_t flags) noexcept nogil
+# Room for `size` bytes in record.value; False: no memory.
+cdef bint flash_record_room(record_t *record, uint64_t size) noexcept nogil
 cdef void flash_record_free(record_t *record) noexcept nogil
 # Outside every lock, after LOG_SHORT: room for `capacity` positions. False: no memory.
 cdef bint demotion_grow(demotion_t *demotion) noexcept nogil

@@ -312,6 +312,9 @@ cdef int _join(cache_t *cache, record_t *record, flash_item_t *head, uint32_t fl
     record.value_size = head.value_size
     return CACHE_FOUND if done == head.value_size else CACHE_MISS
 
+cdef bint flash_record_room(record_t *record, uint64_t size) noexcept nogil:
+    return _grow(&record.value, &record.value_capacity, size)
+
 cdef void flash_record_free(record_t *record) noexcept nogil:
     free(record.data)
     free(record.value)
