@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ KEYS = 50_000
 VALUE_SIZE = 100
 BATCH = 500  # operations between two looks at the clock
 GETS_OF_TEN = 9
+PAIRS = (
+    (f"{harness.OURS} {PROCESSES}", f"diskcache {PROCESSES}"),
+    (f"{harness.OURS} 1", "diskcache 1"),
+    (f"{harness.OURS} {PROCESSES}", f"{harness.OURS} 1"),
+)
 
 
 def _open(kind: str, path: Path) -> contextlib.AbstractContextManager[embedded.Side]:
@@ -32,13 +38,13 @@ def _open(kind: str, path: Path) -> contextlib.AbstractContextManager[embedded.S
     return embedded.diskcache_cache(path, 1 << 30)
 
 
-def _work(side: embedded.Side, seed: int, seconds: float) -> float:
-    """Operations a second of this process; every value read is one that somebody stored."""
+def _work(side: embedded.Side, seed: int, seconds: float) -> tuple[float, float]:
+    """(operations a second, CPU us an operation); every value read is one that was stored."""
     key_of, value_of = generator().key_of, generator().value_of
     order = random.Random(seed).choices(range(KEYS), k=20 * BATCH)
     pairs = [(key_of(index), value_of(index, VALUE_SIZE)) for index in order]
     batch = BATCH // side.share
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.thread_time()
     done = wrong = 0
     while (elapsed := time.perf_counter() - began) < seconds:
         at = done % len(pairs)
@@ -50,7 +56,7 @@ def _work(side: embedded.Side, seed: int, seconds: float) -> float:
         done += len(pairs[at : at + batch])
     if wrong:
         raise AssertionError(f"{side.name}: {wrong} of {done} operations gave no or wrong bytes")
-    return done / elapsed
+    return done / elapsed, (time.thread_time() - cpu) / done * 1e6
 
 
 def _process(kind: str, path: Path, seed: int, seconds: float, barrier: Any, results: Any) -> None:
@@ -64,8 +70,8 @@ def _process(kind: str, path: Path, seed: int, seconds: float, barrier: Any, res
         barrier.abort()
 
 
-def _measure(kind: str, path: Path, count: int, seconds: float) -> float:
-    """Operations a second of `count` processes together."""
+def _measure(kind: str, path: Path, count: int, seconds: float) -> tuple[float, float]:
+    """Operations a second of `count` processes together; the mean CPU us an operation."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(count), context.Queue()
     workers = [
@@ -74,13 +80,13 @@ def _measure(kind: str, path: Path, count: int, seconds: float) -> float:
     ]
     for worker in workers:
         worker.start()
-    rates = [results.get(timeout=120) for _ in workers]
+    found = [results.get(timeout=120) for _ in workers]
     for worker in workers:
         worker.join()
-    failed = [rate for rate in rates if isinstance(rate, str)]
+    failed = [each for each in found if isinstance(each, str)]
     if failed:
         raise RuntimeError(f"{kind}: {failed[0]}")
-    return float(sum(rates))
+    return sum(rate for rate, _ in found), statistics.mean(cpu for _, cpu in found)
 
 
 def _fill(side: embedded.Side) -> None:
@@ -100,7 +106,9 @@ def run(settings: Settings) -> list[Row]:
             _fill(stack.enter_context(_open(kind, path)))
             for count in (PROCESSES, 1):
                 sides[f"{kind} {count}"] = (kind, path, count)
-        found = harness.alternate(sides, lambda side: _measure(*side, seconds), settings.rounds)
+        both = harness.alternate(sides, lambda side: _measure(*side, seconds), settings.rounds)
+    found = {name: [rate for rate, _ in measured] for name, measured in both.items()}
+    cpu = {name: statistics.median(us for _, us in measured) for name, measured in both.items()}
     ours = found.get(f"{harness.OURS} {PROCESSES}", [])
     rows = [
         Row(
@@ -132,4 +140,6 @@ def run(settings: Settings) -> list[Row]:
                 0.8,
             )
         )
+    for row, names in zip(rows, PAIRS, strict=False):
+        row.notes["CPU us/op"] = " / ".join(f"{cpu[name]:.2f}" for name in names if name in cpu)
     return rows
