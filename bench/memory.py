@@ -19,6 +19,7 @@ TITLE = "Memory: bytes a flash-resident item, user data in the limit, resident m
 RAM = 64 << 20
 QUICK_RAM = 16 << 20
 CONNECTIONS = 10
+PIPELINE = 16  # rates do not matter here
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def fill_server(name: str, ram: int, mix: Mix) -> dict[str, float]:
         "count": keys,
         "sequential": True,
         "connections": CONNECTIONS,
+        "pipeline": 1 if mix.size_max else PIPELINE,
     }
     with daemon.running(name, "-m", str(ram >> 20), "-t", "1") as server:
         server.load("set", operations=mix.stores(ram), **sizes)
@@ -108,7 +110,7 @@ def fill_server(name: str, ram: int, mix: Mix) -> dict[str, float]:
 
 def fill_server_flash(name: str, ram: int, directory: Path) -> dict[str, float]:
     """Values of 100 B, all of them larger than ext_item_size, so that they may go to flash."""
-    count = ram // 20
+    count = ram // 18
     options = (
         f"ext_page_size=16,ext_path={directory / name}:2g,ext_wbuf_size=4,"
         "ext_item_size=80,slab_automove=2"
@@ -119,6 +121,7 @@ def fill_server_flash(name: str, ram: int, directory: Path) -> dict[str, float]:
         "sequential": True,
         "size_min": 100,
         "connections": CONNECTIONS,
+        "pipeline": PIPELINE,
     }
     with daemon.running(name, "-m", str(ram >> 20), "-t", "1", "-o", options) as server:
         server.load("set", **shape)
