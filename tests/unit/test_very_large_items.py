@@ -63,6 +63,8 @@ def test_above_item_size_max_is_refused_and_set_removes_the_former_value(
 
 
 def test_without_flash_an_eighth_of_ram_is_the_most() -> None:
-    with siltstone.Cache(None, ram=RAM, codec="raw", item_size_max="8MiB") as cache:
-        with pytest.raises(siltstone.errors.TooLarge):
-            cache["a"] = _value(1)
+    with (
+        siltstone.Cache(None, ram=RAM, codec="raw", item_size_max="8MiB") as cache,
+        pytest.raises(siltstone.errors.TooLarge),
+    ):
+        cache["a"] = _value(1)
