@@ -310,9 +310,9 @@ class Cache(Face):
         self._attachment.clear_at(due_ms)
 
     def resize(self, ram: int | str) -> None:
-        """Another memory limit, at most `ram_max`; what is too much is evicted soon."""
+        """Another memory limit, at most `ram_max`; what is too much is evicted."""
         self._check_open()
-        self.engine.arena.set_limit(parse_size(ram))
+        self.engine.set_limit(parse_size(ram))
 
     def tune(self, name: str, value: float) -> None:
         """Change a setting while running; ConfigError for one that cannot change."""

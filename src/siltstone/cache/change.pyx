@@ -141,7 +141,7 @@ cdef void _meta(cache_t *cache, view_t *view, meta_t *meta, int64_t now) noexcep
     meta.value_size = view.value_size
     meta.expire_ms = view.expire_ms
     meta.client_flags = view.client_flags
-    meta.idle_s = 0 if view.item == NULL else _seconds(cache, now) - view.item.last_access
+    meta.idle_s = 0 if view.item == NULL else idle_seconds(cache, view.item.last_access, now)
     meta.fetched = view.fetched
     meta.stale = view.stale
     meta.lost = view.won
@@ -331,18 +331,22 @@ cdef inline uint8_t _request_flags(request_t *request) noexcept nogil:
     return (ITEM_STR_KEY if request.options & OPT_STR_KEY else 0) | (
         ITEM_TAG if request.options & OPT_TAG else 0)
 
-cdef int _cas_rule(cache_t *cache, request_t *request, view_t *view) noexcept nogil:
-    # Counts, too. CACHE_OK: go on.
+cdef int _cas_rule(request_t *request, view_t *view) noexcept nogil:
+    # CACHE_OK: go on.
     if not request.options & OPT_CAS:
         return CACHE_OK
     if not view.exists:
-        count(cache, COUNT_CAS_MISSES, 1)
         return CACHE_MISS
-    if view.cas != request.cas:
-        count(cache, COUNT_CAS_BADVAL, 1)
-        return CACHE_EXISTS
-    count(cache, COUNT_CAS_HITS, 1)
-    return CACHE_OK
+    return CACHE_OK if view.cas == request.cas else CACHE_EXISTS
+
+cdef inline void _count_cas(cache_t *cache, request_t *request, view_t *view,
+                            int status) noexcept nogil:
+    # Once an operation, however often it was begun for want of room.
+    cdef int rule
+    if request.options & OPT_CAS and status < NEED_FRAMES:
+        rule = _cas_rule(request, view)
+        count(cache, COUNT_CAS_HITS if rule == CACHE_OK else COUNT_CAS_MISSES if (
+            rule == CACHE_MISS) else COUNT_CAS_BADVAL, 1)
 
 cdef int change_apply(cache_t *cache, shard_t *shard, request_t *request, record_t *record,
                       reply_t *reply, bint force) noexcept nogil:
@@ -354,26 +358,32 @@ cdef int change_apply(cache_t *cache, shard_t *shard, request_t *request, record
         return status
     _meta(cache, &view, &reply.meta, now)
     reply.expire_before_ms = reply.meta.expire_ms
+    status = _apply(cache, shard, request, &view, reply, force, now)
+    _count_cas(cache, request, &view, status)
+    return status
+
+cdef int _apply(cache_t *cache, shard_t *shard, request_t *request, view_t *view, reply_t *reply,
+                bint force, int64_t now) noexcept nogil:
     if request.op <= OP_REPLACE:
-        return _apply_set(cache, shard, request, &view, reply, force, now)
+        return _apply_set(cache, shard, request, view, reply, force, now)
     if request.op == OP_APPEND or request.op == OP_PREPEND:
-        return _apply_append(cache, shard, request, &view, reply, force, now)
+        return _apply_append(cache, shard, request, view, reply, force, now)
     if request.op == OP_DELETE:
-        return _apply_delete(cache, shard, request, &view, reply, force, now)
+        return _apply_delete(cache, shard, request, view, reply, force, now)
     if request.op == OP_INCR or request.op == OP_DECR:
-        return _apply_number(cache, shard, request, &view, reply, force, now)
+        return _apply_number(cache, shard, request, view, reply, force, now)
     if request.op == OP_TOUCH:
-        return _apply_touch(cache, shard, request, &view, reply, force, now)
+        return _apply_touch(cache, shard, request, view, reply, force, now)
     if request.op == OP_META_GET:
-        return _apply_meta_get(cache, shard, request, &view, reply, force, now)
-    return _apply_recache(cache, shard, request, &view, reply, force, now)
+        return _apply_meta_get(cache, shard, request, view, reply, force, now)
+    return _apply_recache(cache, shard, request, view, reply, force, now)
 
 cdef int _apply_set(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
                     reply_t *reply, bint force, int64_t now) noexcept nogil:
     cdef content_t content
     cdef int64_t expire_ms = request.expire_ms
     cdef uint64_t bits = 0
-    cdef int status = _cas_rule(cache, request, view)
+    cdef int status = _cas_rule(request, view)
     if status == CACHE_EXISTS and request.options & OPT_INVALIDATE and request.cas < view.cas:
         bits = SLOT_STALE | (SLOT_WON if view.won else 0)
         expire_ms = view.expire_ms
@@ -410,7 +420,7 @@ cdef inline void _heat(view_t *view) noexcept nogil:
 cdef int _apply_append(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
                        reply_t *reply, bint force, int64_t now) noexcept nogil:
     cdef content_t content
-    cdef int status = _cas_rule(cache, request, view)
+    cdef int status = _cas_rule(request, view)
     if status != CACHE_OK:
         return status
     if not view.exists:
@@ -437,7 +447,7 @@ cdef inline uint64_t _kept_bits(view_t *view) noexcept nogil:
 
 cdef int _apply_delete(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
                        reply_t *reply, bint force, int64_t now) noexcept nogil:
-    cdef int status = _cas_rule(cache, request, view)
+    cdef int status = _cas_rule(request, view)
     if not view.exists:
         count(cache, COUNT_DELETE_MISSES, 1)
         return CACHE_MISS
@@ -517,7 +527,7 @@ cdef int _apply_number(cache_t *cache, shard_t *shard, request_t *request, view_
         reply.number = request.initial
         return _store_number(cache, shard, request, view, request.initial,
                              request.vivify_expire_ms, request.client_flags, force, now, reply)
-    status = _cas_rule(cache, request, view)
+    status = _cas_rule(request, view)
     if status != CACHE_OK:
         return status
     if not _parse_number(cache, view, &number):
@@ -633,10 +643,10 @@ cdef int _apply_meta_get(cache_t *cache, shard_t *shard, request_t *request, vie
     cdef int status
     cdef bint win, flash = view.item == NULL
     if not view.exists:
-        if request.options & OPT_TOUCH and not request.options & OPT_VIVIFY:
-            count(cache, COUNT_TOUCH_MISSES, 1)
-        count(cache, COUNT_GET_MISSES, 1)
         if not request.options & OPT_VIVIFY:
+            count(cache, COUNT_GET_MISSES, 1)
+            if request.options & OPT_TOUCH:
+                count(cache, COUNT_TOUCH_MISSES, 1)
             return CACHE_MISS
         memset(&content, 0, sizeof(content))
         reply.created = True
@@ -644,6 +654,8 @@ cdef int _apply_meta_get(cache_t *cache, shard_t *shard, request_t *request, vie
         status = _store(cache, shard, request, view, &content, 0, request.vivify_expire_ms, 0,
                         _request_flags(request), SLOT_WON, force, now, reply)
         reply.meta.won = True
+        if status < NEED_FRAMES:
+            count(cache, COUNT_GET_MISSES, 1)
         return status
     if request.options & OPT_WANT_VALUE:
         status = _reply_value(cache, view, reply)
@@ -657,6 +669,8 @@ cdef int _apply_meta_get(cache_t *cache, shard_t *shard, request_t *request, vie
         status = _mark_flash(cache, shard, request, view, reply, force, now)
         if status != CACHE_OK:
             return status
+        if slot_kind(view.slot.low) == SLOT_RAM:
+            view.item = item_at(cache, slot_location(view.slot.low) * 8)
     if request.options & OPT_TOUCH:
         status = _retime(cache, shard, request, view, request.expire_ms, reply, force, now)
         if status != CACHE_OK:

@@ -23,16 +23,19 @@ from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport (
     PROCESS_COUNTERS, PROCESS_SLOTS, SECTION_CACHE, SECTION_PROCESSES, Arena, frame_size,
-    frames_free, lock_init, process_t, section,
+    frames_free, lock_init, process_t, section, frames_trim,
 )
 from siltstone.log.atomics cimport add64, cas64, cpu_pause, fence_acquire, load64
 from siltstone.log.log cimport LOG_ALIGNMENT, Log, log_current
+
+from siltstone import errors
 
 cdef enum:
     READ_TRIES = 8          # then the reader takes the shard's lock
     BUMP_AFTER_S = 60       # last access moves at most this often
     FETCH_TRIES = 8         # moves of an item between finding and reading it
     CHANGE_TRIES = 64       # rounds of making room before a change is refused
+    SQUEEZE_PAGES = 12      # an index of fewer pages is not worth forgetting its shard
 
 cdef uint64_t cache_hash(cache_t *cache, const char *key, uint32_t key_size) noexcept nogil:
     return siphash13(cache.arena.header.secret, key, key_size)
@@ -110,8 +113,7 @@ cdef int _look_ram(cache_t *cache, const char *key, uint32_t key_size, read_t *c
     cursor.meta.cas = head.cas
     cursor.meta.value_size = cursor.value_size = head.value_size
     cursor.meta.client_flags = head.client_flags
-    cursor.meta.idle_s = <uint32_t>((now - cache.arena.header.created_ms) // 1000) - (
-        head.last_access)
+    cursor.meta.idle_s = idle_seconds(cache, head.last_access, now)
     cursor.meta.str_key = (head.flags & ITEM_STR_KEY) != 0
     _slot_meta(&cursor.meta, cursor.slot_word)
     cursor.meta.on_flash = False
@@ -363,14 +365,15 @@ cdef int cache_execute(cache_t *cache, request_t *request, record_t *record,
             if not _reply_grown(reply):
                 return CACHE_NO_MEMORY
         elif status == NEED_INDEX:
-            if not make_room(cache, 1 + cache.index_reserve):
+            if not make_room(cache, 1 + cache.index_reserve) and not _squeeze(cache):
                 # what is left to give up is the group's oldest flash slots
                 if force:
                     break
                 force = True
         elif status == NEED_FRAMES:
             needed = request.value_size + request.key_size + reply.meta.value_size
-            if not make_room(cache, 2 + <uint32_t>(needed // cache.frame_bytes)):
+            if not make_room(cache, 2 + <uint32_t>(needed // cache.frame_bytes)) and (
+                    not _squeeze(cache)):
                 break
         else:
             return status
@@ -380,6 +383,26 @@ cdef bint _too_large_for_ram(cache_t *cache, request_t *request) noexcept nogil:
     return cache.log != NULL and request.op <= OP_REPLACE and request.expire_ms >= 0 and (
         request.value_size <= cache.item_size_max
         and request.value_size + request.key_size > cache.item_bytes_ram_max)
+
+cdef bint _squeeze(cache_t *cache) noexcept nogil:
+    # Nothing is left to evict, so the index has the memory, and it never shrinks: forget the shard
+    # whose index is emptiest, if that is more than half of it.
+    cdef uint32_t number
+    cdef shard_t *shard
+    cdef shard_t *best = NULL
+    cdef int64_t waste, most = 0
+    for number in range(cache.shard_count):
+        shard = &cache.shards[number]
+        waste = <int64_t>shard.index_pages * (PAGE_SLOTS // 2) - (
+            <int64_t>(shard.items_ram + shard.items_flash))
+        if waste > most and not (cache.evict_forbidden and shard.items_ram + shard.items_flash):
+            most = waste
+            best = shard
+    if best == NULL or best.index_pages < SQUEEZE_PAGES or not shard_enter(cache, best):
+        return False
+    shard_clear(cache, best)
+    shard_leave(best)
+    return True
 
 cdef bint _reply_grown(reply_t *reply) noexcept nogil:
     cdef uint64_t needed = reply.meta.value_size + reply.meta.value_size // 4 + 64
@@ -409,10 +432,10 @@ def geometry(limit_bytes: int) -> tuple[int, int]:
     """(shards, bytes of a frame) for a memory limit.
 
     A shard a MiB keeps what a killed process can cost small and spreads the locks; its open
-    frames and index pages are then about 3 % of it. A frame is a 4,096th of the limit: that fine,
-    eviction is gentle, and what a queue's open frame leaves unused is small.
+    frames and first index pages are then about 3 % of it. A frame is a 4,096th of the limit: that
+    fine, eviction is gentle, and what a queue's open frame leaves unused is small.
     """
-    shards = 1 << max(4, min(12, (limit_bytes >> 20).bit_length() - 1))
+    shards = 1 << max(2, min(12, (limit_bytes >> 20).bit_length() - 1))
     frame_bytes = 1 << max(13, min(16, (limit_bytes >> 12).bit_length() - 1))
     return shards, frame_bytes
 
@@ -438,7 +461,8 @@ cdef class CacheEngine:
         cache.shards = <shard_t *>section(cache.arena, SECTION_CACHE)
         cache.shard_count = shards
         cache.shard_shift = 64 - (shards.bit_length() - 1)
-        cache.root_bits = max(0, 8 - (shards.bit_length() - 1))
+        # identity is 48 bits from 32 shards on; with fewer it is a bit less for half the items
+        cache.root_bits = min(3, max(0, 8 - (shards.bit_length() - 1)))
         cache.hash_shift = cache.shard_shift - cache.root_bits - 40
         cache.arena_bytes = arena.arena.header.frames_offset + (
             <uint64_t>arena.arena.header.frame_count_max << arena.arena.header.frame_shift)
@@ -483,6 +507,34 @@ cdef class CacheEngine:
             self.cache.drop_unread = drop_unread
         if item_size_min is not None:
             self.cache.item_size_min = item_size_min
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Another memory limit, at most the highest that the arena was made for.
+
+        Returns when it holds. A limit below what the index alone takes costs whole shards.
+        Raises ConfigError when no cache works with so little; OutOfMemory when eviction is
+        forbidden and the items are more than that (the limit is in force all the same).
+        """
+        cdef cache_t *cache = self.cache
+        cdef uint64_t least = cache.arena.header.frames_offset + (
+            <uint64_t>(cache.reserve_frames + 8) << cache.arena.header.frame_shift)
+        cdef uint32_t number = 0, wanted = 1 + cache.index_reserve
+        cdef bint fits
+        if limit_bytes < least:
+            raise errors.ConfigError(f"memory limit too small: give at least {least} bytes")
+        self.arena.set_limit(limit_bytes)
+        cache.item_bytes_ram_max = cache.arena.header.limit_bytes // 8
+        with nogil:
+            fits = make_room(cache, wanted)
+            while not fits and not cache.evict_forbidden and number < cache.shard_count:
+                if shard_enter(cache, &cache.shards[number]):
+                    shard_clear(cache, &cache.shards[number])
+                    shard_leave(&cache.shards[number])
+                number += 1
+                fits = frames_free(cache.arena) >= wanted + cache.reserve_frames
+            frames_trim(cache.arena)
+        if self.arena.frames_used > self.arena.frames_limit:
+            raise errors.OutOfMemory("the items do not fit the new limit, and may not be evicted")
 
     def set_clock(self, now_ms: int | None) -> None:
         """For tests: the time stands still at `now_ms` (Unix). None: the system's clock again."""

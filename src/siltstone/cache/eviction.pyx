@@ -40,6 +40,7 @@ cdef enum:
     MODE_COMPACT = 1
     GHOST_SHARE = 4             # ghosts remembered: items in RAM / this
     LOW_TTL_MIN_MS = 2000       # what expires sooner never goes to flash
+    IDLE_PATIENCE = 8           # shards tried in vain before one is waited for
     WAITS_MAX = 1000            # of 1 ms for a write in flight elsewhere; then refused
 
 # Taking items away --------------------------------------------------------------------------
@@ -336,28 +337,38 @@ cdef bint forget_oldest(cache_t *cache) noexcept nogil:
     count(cache, COUNT_FLASH_EVICTED, info.live_records)
     return True
 
+cdef inline bint _victim_entered(cache_t *cache, shard_t *shard, uint32_t idle) noexcept nogil:
+    # Rather another shard than waiting for this one, but not for ever: where all are in use, who
+    # only tried would be refused although there is plenty to evict.
+    return shard_try_enter(cache, shard) or (
+        idle % IDLE_PATIENCE == IDLE_PATIENCE - 1 and shard_enter(cache, shard))
+
 cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
     cdef demotion_t demotion
     cdef shard_t *shard
     cdef int result = ROOM_KEPT
-    cdef uint32_t idle = 0, waits = 0, fruitless = 0, free = frames_free(cache.arena)
-    # A hot item is passed over at most three times: so many steps without a frame more mean
-    # that there is none to be had. `idle` counts steps in a row that found nothing at all.
+    cdef uint32_t idle = 0, waits = 0, fruitless = 0
+    cdef uint32_t used = load32_relaxed(&cache.arena.header.frames_used)
+    # A hot item is passed over at most three times: so many steps without a frame fewer in use
+    # mean that there is none to be had. `idle` counts steps in a row that found nothing at all.
     cdef uint32_t fruitless_max = 4 * cache.arena.header.frame_count_limit + 64
     memset(&demotion, 0, sizeof(demotion))
-    while frames_free(cache.arena) < frames + cache.reserve_frames and (
-            idle < 4 * cache.shard_count + 64 and fruitless < fruitless_max) and waits < WAITS_MAX:
+    cdef bint made = frames_free(cache.arena) >= frames + cache.reserve_frames
+    while not made and waits < WAITS_MAX and (
+            idle < 4 * cache.shard_count + 64 and fruitless < fruitless_max):
         if result != ROOM_WRITE and result != ROOM_SEGMENT and result != ROOM_GROW:
             shard = _victim_shard(cache)
-        if shard == NULL or not shard_try_enter(cache, shard):
+        if shard == NULL or not _victim_entered(cache, shard, idle):
             idle += 1
             result = ROOM_KEPT
             continue
         result = evict_step(cache, shard, now_ms(cache), &demotion)
         shard_leave(shard)
+        # once is enough: others may take what was made before the caller does
+        made = frames_free(cache.arena) >= frames + cache.reserve_frames
         idle = idle + 1 if result == ROOM_NONE or result == ROOM_KEPT else 0
-        fruitless = 0 if frames_free(cache.arena) > free else fruitless + 1
-        free = frames_free(cache.arena)
+        fruitless = 0 if load32_relaxed(&cache.arena.header.frames_used) < used else fruitless + 1
+        used = load32_relaxed(&cache.arena.header.frames_used)
         if result == ROOM_WRITE or (result == ROOM_SEGMENT and not forget_oldest(cache)):
             # waits at most 1 ms when all are being written by others
             waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
@@ -365,4 +376,4 @@ cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
             if not demotion_grow(&demotion):
                 break
     demotion_free(&demotion)
-    return frames_free(cache.arena) >= frames + cache.reserve_frames
+    return made

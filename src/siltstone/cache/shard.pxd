@@ -129,6 +129,11 @@ cdef extern from *:
 cdef inline int64_t now_ms(cache_t *cache) noexcept nogil:
     return _system_now_ms() if cache.clock_ms == NULL else cache.clock_ms[0]
 
+cdef inline uint32_t idle_seconds(cache_t *cache, uint32_t last_access, int64_t now) noexcept nogil:
+    # Not below 0, should the clock have stepped back.
+    cdef int64_t idle = (now - cache.arena.header.created_ms) // 1000 - last_access
+    return <uint32_t>idle if idle > 0 else 0
+
 cdef inline void count(cache_t *cache, int counter, uint64_t amount) noexcept nogil:
     add64(&cache.arena.process.counters[counter], amount)
 

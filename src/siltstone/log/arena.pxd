@@ -113,6 +113,9 @@ cdef uint32_t frames_free(arena_t *arena) noexcept nogil
 # Give back every frame whose owner field says `owner`: part of a shard's reset.
 cdef int frames_reclaim(arena_t *arena, uint32_t owner) noexcept nogil
 cdef int frame_set_limit(arena_t *arena, uint64_t limit_bytes) noexcept nogil
+# Give the memory behind free frames back to the system (private arenas: frames of a shared one
+# keep theirs, so that taking one can never find the file system full). Outside every lock.
+cdef void frames_trim(arena_t *arena) noexcept nogil
 
 cdef class Arena:
     cdef arena_t arena

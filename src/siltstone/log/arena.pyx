@@ -39,6 +39,7 @@ cdef extern from *:
     """
     #include <errno.h>
     #include <pthread.h>
+    #include <sys/mman.h>
     #include <time.h>
     #include <unistd.h>
     /* Wait for a mutex until `timeout_ms` from now, by a clock that nobody sets. */
@@ -65,13 +66,19 @@ cdef extern from *:
         return silt_pid;
     }
     static inline void silt_forget_pid(void) { silt_pid = 0; }
+    /* What is refused (an unaligned address, locked memory) stays as it is. */
+    static inline void silt_forget_memory(void *place, unsigned long size) {
+        (void)!madvise(place, size, MADV_DONTNEED);
+    }
     """
+    void forget_memory "silt_forget_memory"(void *place, unsigned long size) noexcept nogil
     int lock_within "silt_lock_within"(pthread_mutex_t *, long timeout_ms) noexcept nogil
     uint32_t own_pid "silt_own_pid"() noexcept nogil
     void forget_pid "silt_forget_pid"() noexcept nogil
 
 cdef uint64_t ARENA_MAGIC = 0x616e6572614c5453      # "STLarena", little-endian
 cdef long LOCK_TIMEOUT_MS = 1000
+cdef uint32_t TRIM_FRAMES = 64
 cdef int LOCK_SPINS = 64        # a shard is held well under a microsecond: spin before sleeping
 
 cdef int lock_init(lock_t *lock, bint shared) noexcept nogil:
@@ -206,6 +213,21 @@ cdef int frame_set_limit(arena_t *arena, uint64_t limit_bytes) noexcept nogil:
     store32_relaxed(&header.frame_count_limit, <uint32_t>count)
     header.limit_bytes = limit_bytes
     return 0
+
+cdef void frames_trim(arena_t *arena) noexcept nogil:
+    # A few frames at a time: nobody waits long for the pool.
+    cdef arena_header_t *header = arena.header
+    cdef uint32_t first = 0, number
+    if arena.shared:
+        return
+    while first < header.frame_next_fresh:
+        if _pool_take(arena) != LOCK_TAKEN:
+            return
+        for number in range(first, min(first + TRIM_FRAMES, header.frame_next_fresh)):
+            if arena.frames[number].owner == 0:
+                forget_memory(frame_address(arena, number), frame_size(arena))
+        lock_drop(&header.pool_lock)
+        first += TRIM_FRAMES
 
 # The mapping --------------------------------------------------------------------------------
 
@@ -399,6 +421,7 @@ cdef class Arena:
         """Free list and owner fields agree; raises AssertionError otherwise. O(frames)."""
         cdef arena_header_t *header = self.arena.header
         cdef uint32_t number, free = 0, owned = 0
+        assert header.magic == ARENA_MAGIC, "the arena's header was overwritten"
         number = header.free_head
         while number:
             assert number <= header.frame_next_fresh
