@@ -108,7 +108,8 @@ class Attachment:
         except BaseException:
             self._abandon()
             raise
-        self.background.start()
+        if settings.workers:
+            self.background.start()
 
     # Opening --------------------------------------------------------------------------------
 
@@ -375,6 +376,7 @@ class Attachment:
         self.engine = CacheEngine(self.arena, shards, self.log, self.fresh)
         self.engine.configure(
             item_size_max=settings.item_size_max,
+            item_size_min=settings.item_size_min,
             item_age_s=-1 if settings.item_age is None else int(settings.item_age),
             low_ttl_s=int(settings.low_ttl),
             recache_rate=settings.recache_rate,

@@ -4,10 +4,22 @@ from siltstone.log.livemap import LiveMap
 class Background:
     engine: CacheEngine
     live_map: LiveMap | None
-    compact_under: int
-    drop_under: int
-    drop_unread: bool
-    max_fragmentation: float
+    @property
+    def compact_under(self) -> int: ...
+    @compact_under.setter
+    def compact_under(self, count: int) -> None: ...
+    @property
+    def drop_under(self) -> int: ...
+    @drop_under.setter
+    def drop_under(self, count: int) -> None: ...
+    @property
+    def drop_unread(self) -> bool: ...
+    @drop_unread.setter
+    def drop_unread(self, drop: bool) -> None: ...
+    @property
+    def max_fragmentation(self) -> float: ...
+    @max_fragmentation.setter
+    def max_fragmentation(self, share: float) -> None: ...
     def __init__(
         self,
         engine: CacheEngine,

@@ -9,6 +9,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from siltstone.cache.change cimport NEED_FRAMES, NEED_INDEX, NEED_REPLY, change_apply
+from siltstone.cache.compaction cimport compaction_close, compaction_open
 from siltstone.cache.engine cimport *
 from siltstone.cache.eviction cimport make_room, unlink
 from siltstone.cache.flash cimport (
@@ -480,8 +481,12 @@ cdef class CacheEngine:
                 memset(&cache.shards[number], 0, sizeof(shard_t))
                 lock_init(&cache.shards[number].lock, cache.arena.shared)
                 cache.shards[number].number = number
+        if not compaction_open(cache):
+            raise MemoryError()
 
     def __dealloc__(self):
+        if self.cache != NULL:
+            compaction_close(self.cache)
         free(self.cache)
         self.cache = NULL
 

@@ -27,5 +27,6 @@ cdef uint64_t item_hash(cache_t *cache, item_t *item) noexcept nogil
 # its ghosts; how many went.
 cdef uint32_t purge_group(cache_t *cache, shard_t *shard, group_t *group, bint ghosts,
                           int64_t now) noexcept nogil
-# Outside: free one flash segment by forgetting the oldest. False: none to forget.
-cdef bint forget_oldest(cache_t *cache) noexcept nogil
+# Inside the lock: move the group's items that nobody asked for in item_age_s to flash.
+cdef int demote_idle(cache_t *cache, shard_t *shard, group_t *group, int64_t now,
+                     demotion_t *demotion) noexcept nogil

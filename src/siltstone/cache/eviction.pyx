@@ -8,11 +8,11 @@ left mostly dead is emptied first, all its items moved: that costs a copy and ev
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from siltstone.cache.compaction cimport reclaim
 from siltstone.cache.engine cimport (
     COUNT_BAD_OFFSETS, COUNT_CRAWLED, COUNT_CRAWLER_RECLAIMED, COUNT_EVICTED_ACTIVE,
-    COUNT_EVICTED_UNFETCHED, COUNT_EVICTIONS, COUNT_EXPIRED_UNFETCHED, COUNT_FLASH_EVICTED,
-    COUNT_FLASH_WRITES, COUNT_FLASH_WRITE_BYTES, COUNT_RECLAIMED, COUNT_REINSERTED,
-    COUNT_SEGMENTS_FORGOTTEN,
+    COUNT_EVICTED_UNFETCHED, COUNT_EVICTIONS, COUNT_EXPIRED_UNFETCHED, COUNT_FLASH_WRITES,
+    COUNT_FLASH_WRITE_BYTES, COUNT_RECLAIMED, COUNT_REINSERTED,
 )
 from siltstone.cache.eviction cimport *
 from siltstone.cache.flash cimport demotion_free, demotion_grow, demotion_t, flash_write
@@ -24,7 +24,7 @@ from siltstone.log.arena cimport frame_address, frame_t, frames_free
 from siltstone.log.atomics cimport add32, load32_relaxed
 from siltstone.log.log cimport (
     LOG_ALIGNMENT, LOG_NO_BUFFER, LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, log_current, log_dead,
-    log_forget, log_live, log_make_room, log_oldest, segment_info_t,
+    log_live, log_make_room,
 )
 
 cdef enum:
@@ -260,11 +260,16 @@ cdef bint _wanted_on_flash(cache_t *cache, item_t *item, uint64_t low, int64_t n
 
 cdef int _demote(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, item_t *item,
                  int queue, int64_t now, demotion_t *demotion) noexcept nogil:
+    cdef int result = ROOM_KEPT
+    if _wanted_on_flash(cache, item, slot.low, now):
+        result = _to_flash(cache, shard, hash, slot, item, now, demotion)
+    return _drop(cache, shard, hash, slot, queue) if result == ROOM_KEPT else result
+
+cdef int _to_flash(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, item_t *item,
+                   int64_t now, demotion_t *demotion) noexcept nogil:
+    # ROOM_KEPT: the log does not take it.
     cdef uint64_t position = 0, low = slot.low
-    cdef int result
-    if not _wanted_on_flash(cache, item, low, now):
-        return _drop(cache, shard, hash, slot, queue)
-    result = flash_write(cache, shard, hash, item, low, now, demotion, &position)
+    cdef int result = flash_write(cache, shard, hash, item, low, now, demotion, &position)
     if result == LOG_NO_BUFFER:
         return ROOM_WRITE
     if result == LOG_NO_SEGMENT:
@@ -272,7 +277,7 @@ cdef int _demote(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, it
     if result == LOG_SHORT:
         return ROOM_GROW
     if result != LOG_OK or position // LOG_ALIGNMENT > <uint64_t>0xfffffffffffff:
-        return _drop(cache, shard, hash, slot, queue)
+        return ROOM_KEPT
     count(cache, COUNT_FLASH_WRITES, 1)
     count(cache, COUNT_FLASH_WRITE_BYTES, item_content(item))
     release(cache, shard, slot)
@@ -281,6 +286,30 @@ cdef int _demote(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, it
     shard.items_flash += 1
     if log_live(cache.log, position) != LOG_OK:
         unlink(cache, shard, hash, slot)    # its segment was forgotten meanwhile
+    return ROOM_MADE
+
+cdef int demote_idle(cache_t *cache, shard_t *shard, group_t *group, int64_t now,
+                     demotion_t *demotion) noexcept nogil:
+    # `last_access` moves at most once a minute, and never by the hits that only set hotness.
+    cdef uint32_t place = 0
+    cdef int64_t limit = (now - cache.arena.header.created_ms) // 1000 - cache.item_age_s
+    cdef slot_t *slot
+    cdef item_t *item
+    cdef uint64_t used = group.used
+    cdef int result
+    while place < <uint32_t>group.pages * PAGE_SLOTS and group.used == used:
+        slot = group_slot(cache, group, place)
+        place += 1
+        if slot_kind(slot.low) != SLOT_RAM:
+            continue
+        item = item_at(cache, slot_location(slot.low) * 8)
+        if item.kind != KIND_HEAD or item.last_access > limit or (
+                item.value_size < cache.item_size_min) or (
+                not _wanted_on_flash(cache, item, slot.low, now)):
+            continue
+        result = _to_flash(cache, shard, item_hash(cache, item), slot, item, now, demotion)
+        if result != ROOM_MADE and result != ROOM_KEPT:
+            return result
     return ROOM_MADE
 
 cdef int _drop(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot,
@@ -327,16 +356,6 @@ cdef shard_t *_victim_shard(cache_t *cache) noexcept nogil:
             best = shard
     return best
 
-cdef bint forget_oldest(cache_t *cache) noexcept nogil:
-    cdef segment_info_t info
-    if cache.log == NULL or log_oldest(cache.log, 0xffffffff, &info) != LOG_OK:
-        return False
-    if log_forget(cache.log, info.slot, info.version) != LOG_OK:
-        return False
-    count(cache, COUNT_SEGMENTS_FORGOTTEN, 1)
-    count(cache, COUNT_FLASH_EVICTED, info.live_records)
-    return True
-
 cdef inline bint _victim_entered(cache_t *cache, shard_t *shard, uint32_t idle) noexcept nogil:
     # Rather another shard than waiting for this one, but not for ever: where all are in use, who
     # only tried would be refused although there is plenty to evict.
@@ -369,7 +388,7 @@ cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
         idle = idle + 1 if result == ROOM_NONE or result == ROOM_KEPT else 0
         fruitless = 0 if load32_relaxed(&cache.arena.header.frames_used) < used else fruitless + 1
         used = load32_relaxed(&cache.arena.header.frames_used)
-        if result == ROOM_WRITE or (result == ROOM_SEGMENT and not forget_oldest(cache)):
+        if result == ROOM_WRITE or (result == ROOM_SEGMENT and not reclaim(cache)):
             # waits at most 1 ms when all are being written by others
             waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
         elif result == ROOM_GROW:

@@ -136,8 +136,6 @@ cdef int _write_parts(source_t *source, flash_item_t *head, uint64_t largest,
             result = log_live(source.cache.log, demotion.positions[demotion.parts])
         if result != LOG_OK:
             return result
-        # a part's bit keeps its segment; it counts only through the item that names it
-        log_live(source.cache.log, demotion.positions[demotion.parts])
         demotion.parts += 1
         demotion.value_done += here
     return LOG_OK

@@ -9,7 +9,7 @@ from libc.string cimport memset
 from siltstone.cache.engine cimport (
     CACHE_BUSY, CACHE_IO, CACHE_NO_MEMORY, CACHE_OK, OPT_CAS_NEW, OPT_STR_KEY, OPT_TAG, request_t,
 )
-from siltstone.cache.eviction cimport forget_oldest
+from siltstone.cache.compaction cimport reclaim
 from siltstone.cache.flash cimport (
     demotion_free, demotion_grow, demotion_t, flash_item_t, flash_write_raw,
 )
@@ -50,7 +50,7 @@ cdef int large_write(cache_t *cache, request_t *request) noexcept nogil:
         if result == LOG_SHORT:
             if not demotion_grow(&progress):
                 break
-        elif result == LOG_NO_BUFFER or (result == LOG_NO_SEGMENT and not forget_oldest(cache)):
+        elif result == LOG_NO_BUFFER or (result == LOG_NO_SEGMENT and not reclaim(cache)):
             waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
         elif result != LOG_NO_SEGMENT:
             break

@@ -22,6 +22,7 @@ from siltstone.log.log cimport log_t
 
 cdef enum:
     CAS_AHEAD = 1 << 20         # CAS numbers that are skipped when the arena is lost
+    WORD_FORGOTTEN = 0          # of the arena's user words: segments forgotten with live records
 
 cdef enum slot_kind_t:
     SLOT_EMPTY = 0
@@ -109,6 +110,11 @@ cdef struct cache_t:
     bint evict_forbidden        # memcached -M: an error instead of eviction
     bint cas_disabled           # memcached -C
     bint drop_unread
+    uint32_t segments_left      # free segments that only compaction may take
+    uint32_t compact_under      # free segments at which compaction starts
+    uint32_t drop_under         # ... at which unread items are dropped by it
+    double max_fragmentation    # live share above which a segment is not worth it
+    void *compactor             # compaction.pyx
     uint64_t *flush_note        # in the live map: the flush word as a restart shall see it, or NULL
     uint64_t *cas_ceiling       # in the live map: CAS numbers from it on were never given out
     int lock_descriptor         # of the lock file, whose bytes say which processes live

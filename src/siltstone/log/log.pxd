@@ -45,6 +45,7 @@ cdef struct segment_info_t:
     uint32_t live_records
     uint64_t live_bytes     # estimate: filled_bytes x live_records / records
     int64_t opened_ms
+    bint reclaimable        # sealed, and nobody is about to link what was appended to it last
 
 # Append one record to `stream`: the parts are joined, their CRC is computed before the stream's
 # lock is taken. *position is the record's address for ever (log sequence number, place and
@@ -89,6 +90,8 @@ cdef int log_oldest(log_t *log, uint32_t stream_mask, segment_info_t *info) noex
 cdef int log_emptiest(log_t *log, uint32_t stream_mask, segment_info_t *info) noexcept nogil
 cdef int log_segment_info(log_t *log, uint32_t slot, segment_info_t *info) noexcept nogil
 cdef int log_forget(log_t *log, uint32_t slot, uint64_t version) noexcept nogil
+# `stream` leaves so many free segments to other streams: compaction needs one to make one.
+cdef void log_stream_leaves(log_t *log, uint32_t stream, uint32_t count) noexcept nogil
 cdef uint32_t log_segments_free(log_t *log) noexcept nogil
 cdef uint32_t log_segments_total(log_t *log) noexcept nogil
 cdef uint64_t log_segment_bytes(log_t *log) noexcept nogil

@@ -536,6 +536,9 @@ cdef int _forget(log_t *log, uint32_t slot, uint64_t version) noexcept nogil:
     segments_unlock(log)
     return LOG_OK
 
+cdef void log_stream_leaves(log_t *log, uint32_t stream, uint32_t count) noexcept nogil:
+    store32(&log.streams[stream].leaves, count)
+
 cdef uint32_t log_segments_free(log_t *log) noexcept nogil:
     return load32(&log.header.segments_free)
 

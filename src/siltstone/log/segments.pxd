@@ -22,6 +22,9 @@ cdef inline int64_t segments_lookup(log_t *log, uint64_t version) noexcept nogil
         return -1
     return entry & 0xFFFFFF
 
+cdef inline uint64_t log_version_newest(log_t *log) noexcept nogil:
+    return load64(&log.header.last_version)
+
 cdef bint segments_lock(log_t *log) noexcept nogil          # false: busy
 cdef void segments_unlock(log_t *log) noexcept nogil
 # With the stream's lock held; log_result_t:

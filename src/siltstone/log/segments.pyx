@@ -158,8 +158,8 @@ cdef void _choose_ahead(log_t *log, uint32_t number) noexcept nogil:
 cdef int64_t _pick(log_t *log, uint32_t number) noexcept nogil:
     cdef log_header_t *header = log.header
     cdef segment_t *segment
-    cdef uint32_t tries, slot
-    if header.segments_free == 0 and segments_sweep(log) == 0:
+    cdef uint32_t tries, slot, leaves = log.streams[number].leaves
+    if header.segments_free <= leaves and segments_sweep(log) <= leaves:
         return -1
     # a second round: what is free may lie on files that this stream does not use
     for tries in range(2 * log.segment_count):
@@ -316,6 +316,9 @@ cdef void segments_info(log_t *log, uint32_t slot, segment_info_t *info) noexcep
     if info.live_bytes > info.filled_bytes:
         info.live_bytes = info.filled_bytes
     info.opened_ms = segment.opened_ms
+    # not the stream's last one: whoever appended its last records may be about to link them
+    info.reclaimable = segment.state == SEGMENT_SEALED and (
+        log.streams[segment.stream].last_version != segment.version)
 
 # Live bits ----------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ cdef struct stream_t:
     uint64_t last_version           # of its segment before (both locks)
     uint32_t next_slots[2]          # slot + 1 chosen ahead (both locks)
     uint32_t flags
-    uint32_t spare
+    uint32_t leaves                 # free segments that it leaves to other streams
     uint64_t files                  # a bit a device file that its segments may lie on
     uint64_t records                # appended, and their payload bytes (its own lock)
     uint64_t user_bytes
