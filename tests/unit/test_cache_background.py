@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cacherig import Rig
+from flashrig import Rig
 
 from siltstone.cache.sweep import drain
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cacherig import SEGMENT, SEGMENTS, VALUE, Rig, value_of
 from fakes import FaultDevice
+from flashrig import SEGMENT, SEGMENTS, VALUE, Rig, value_of
 
 from siltstone.cache import attachment as attachment_module
 from siltstone.log.device import FileDevice
