@@ -130,7 +130,7 @@ def test_drop_unread_keeps_what_was_read(make: Any) -> None:
 
 
 def test_writers_go_on_while_it_runs(make: Any, rng: random.Random) -> None:
-    rig = make()
+    rig = make(ram="1MiB")
     stored: dict[str, bytes] = {}
     live = int(SEGMENTS * SEGMENT * 0.7 / (VALUE + 100))
     for turn in range(12_000):
@@ -145,7 +145,7 @@ def test_writers_go_on_while_it_runs(make: Any, rng: random.Random) -> None:
 
 
 def test_nobody_needs_a_leader(make: Any, rng: random.Random) -> None:
-    rig = make()
+    rig = make(ram="1MiB")
     stored: dict[str, bytes] = {}
     live = int(SEGMENTS * SEGMENT * 0.6 / (VALUE + 100))
     for turn in range(8_000):

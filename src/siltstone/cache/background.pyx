@@ -139,7 +139,6 @@ cdef class Background:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self._resign()
 
     def after_fork(self) -> None:
         """In the child: the thread did not come along."""
@@ -164,10 +163,11 @@ cdef class Background:
             lock_drop(&self.engine.cache.arena.header.leader_lock)
 
     def tick(self) -> bool:
-        """One round; whether there was something to do."""
+        """One round by the calling thread; whether there was something to do."""
         cdef bint busy
         with nogil:
             busy = self._tick()
+            self._resign()
         return busy
 
     cdef bint _tick(self) noexcept nogil:
