@@ -214,3 +214,24 @@ def test_a_damaged_record_is_counted_and_the_others_rescued(make: Any) -> None:
     assert rig.cache.get(damaged) is None
     del stored[damaged]
     assert dict(rig.cache.items()) == stored
+
+
+def test_iteration_sees_what_is_moved_meanwhile(make: Any) -> None:
+    rig = make(compact_under=SEGMENTS)
+    stored = rig.fill(1800)
+    delete_most(rig, stored)
+    moved = rig.counter("compact_rescued")
+    rig.device.add("read", before=rig.compact)  # the first read of the iteration
+    seen = list(rig.cache.keys())
+    assert rig.counter("compact_rescued") > moved
+    assert sorted(seen) == sorted(stored)
+
+
+def test_a_clean_stop_keeps_what_is_in_ram_when_flash_is_full(make: Any) -> None:
+    rig = make()
+    rig.fill(4000)
+    for number in range(300):
+        rig.cache[f"young {number}"] = value_of(number)
+    rig.cache.close()
+    again = make()
+    assert all(again.cache.get(f"young {number}") == value_of(number) for number in range(300))

@@ -6,6 +6,7 @@ so that splits on the way neither hide nor repeat an item.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from siltstone.cache.compaction cimport reclaim
 from siltstone.cache.engine cimport (
     CACHE_FOUND, CacheEngine, cache_read_record, record_free, record_t,
 )
@@ -16,13 +17,17 @@ from siltstone.cache.flash cimport (
     demotion_free, demotion_grow, demotion_t, flash_idle_s, flash_item_t, flash_key_size,
     record_item, record_key,
 )
-from siltstone.cache.index cimport group_at, group_slot, index_group
+from siltstone.cache.index cimport group_at, group_slot, index_group, index_probe
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
-from siltstone.log.log cimport LOG_ALIGNMENT, log_make_room
+from siltstone.log.log cimport LOG_ALIGNMENT, LOG_OK, log_make_room
 
 from siltstone import errors
 from siltstone.cache.report import Report
+
+cdef enum:
+    MOVES_MAX = 8           # of one item while it is looked at
+    DRAIN_WAITS = 1000      # of 1 ms for a buffer
 
 cdef uint64_t _next_prefix(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
     # The first hash after the group of `hash`; 0 = past the shard's last.
@@ -77,11 +82,44 @@ cdef tuple _scan_group(CacheEngine engine, uint64_t hash):
     try:
         for low, high in sorted(flash, key=_position_of):
             entry = _describe_flash(cache, low, high, &record, now)
+            if entry is None:
+                entry = _describe_moved(cache, hash, low, high, &record, now)
             if entry is not None:
                 entries.append(entry)
     finally:
         record_free(&record)
     return entries, next
+
+
+cdef object _describe_moved(cache_t *cache, uint64_t hash, uint64_t low, uint64_t high,
+                            record_t *record, int64_t now):
+    # Its record was not there any more: what does the index say by now? `hash` is of its group.
+    cdef uint32_t shift = cache.hash_shift + 40
+    cdef uint64_t identity = (hash >> shift << shift) | (
+        slot_hash40(low, high) << cache.hash_shift)
+    cdef shard_t *shard = shard_of(cache, identity)
+    cdef slot_t *slot
+    cdef uint64_t position = slot_location(low)
+    entry = None
+    for _ in range(MOVES_MAX):
+        if not shard_enter(cache, shard):
+            raise errors.Busy("a shard of the cache was not free within one second; try again")
+        try:
+            slot = index_probe(cache, shard, identity)
+            if slot == NULL or slot_expired(cache, slot.high, now):
+                return None
+            low, high = slot.low, slot.high
+            if slot_kind(low) == SLOT_RAM:
+                return _describe(cache, slot, now)
+        finally:
+            shard_leave(shard)
+        if slot_kind(low) != SLOT_FLASH or slot_location(low) == position:
+            return None
+        position = slot_location(low)
+        entry = _describe_flash(cache, low, high, record, now)
+        if entry is not None:
+            break
+    return entry
 
 
 def _position_of(words):
@@ -153,26 +191,25 @@ def drain(CacheEngine engine not None) -> None:
 
 cdef bint _drain_shard(cache_t *cache, shard_t *shard) noexcept nogil:
     cdef demotion_t demotion
-    cdef int result = ROOM_MADE, idle = 0
+    cdef int result = ROOM_MADE, idle = 0, waits = 0
     memset(&demotion, 0, sizeof(demotion))
-    while shard.items_ram and idle < 100000:
+    while shard.items_ram and idle < 100000 and waits < DRAIN_WAITS:
         if not shard_enter(cache, shard):
             break
         _cool(cache, shard)
         result = evict_step(cache, shard, now_ms(cache), &demotion)
         shard_leave(shard)
         idle += 1
-        if result == ROOM_WRITE:
-            log_make_room(cache.log)
-        elif result == ROOM_SEGMENT:
-            break
+        if result == ROOM_WRITE or (result == ROOM_SEGMENT and not reclaim(cache)):
+            # what is in RAM is worth more than the oldest on flash, so room is made for it
+            waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
         elif result == ROOM_GROW:
             if not demotion_grow(&demotion):
                 break
         elif result == ROOM_NONE:
             break
     demotion_free(&demotion)
-    return result != ROOM_SEGMENT
+    return waits < DRAIN_WAITS
 
 
 cdef void _cool(cache_t *cache, shard_t *shard) noexcept nogil:
