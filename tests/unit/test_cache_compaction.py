@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from fakes import FaultDevice
 from flashrig import SEGMENT, SEGMENTS, VALUE, Rig, value_of
 
+from siltstone import errors
 from siltstone.cache import attachment as attachment_module
 from siltstone.log.device import FileDevice
 
@@ -51,6 +53,22 @@ def test_what_lives_is_rescued_and_segments_become_free(make: Any) -> None:
     assert rig.counter("compact_rescued") >= len(stored) // 2
     assert rig.counter("compact_lost") == rig.counter("flash_evicted") == 0
     assert dict(rig.cache.items()) == stored
+
+
+def test_it_works_past_the_page_cache(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachment_module, "FileDevice", FileDevice)
+    try:
+        rig = make(compact_under=SEGMENTS, direct=True)
+    except errors.EnvironmentFailure:
+        pytest.skip("this file system has no O_DIRECT")
+    stored = rig.fill(1800)
+    delete_most(rig, stored)
+    rig.compact()
+    assert rig.counter("compact_rescued") >= len(stored) // 2
+    rig.cache.flush()
+    rig.lose()
+    again = make(direct=True)
+    assert dict(again.cache.items()) == stored
 
 
 def test_cas_flags_times_and_marks_are_kept(make: Any) -> None:
@@ -235,3 +253,34 @@ def test_a_clean_stop_keeps_what_is_in_ram_when_flash_is_full(make: Any) -> None
     rig.cache.close()
     again = make()
     assert all(again.cache.get(f"young {number}") == value_of(number) for number in range(300))
+
+
+@pytest.mark.slow
+def test_nothing_is_missed_while_threads_write_and_it_runs(make: Any) -> None:
+    rig = make(ram="1MiB", workers=2, recache_rate=5)
+    threads, each = 3, int(SEGMENTS * SEGMENT * 0.6 / (VALUE + 100)) // 3
+    problems: list[str] = []
+
+    def work(which: int) -> None:
+        rng = random.Random(which)
+        versions: dict[int, int] = {}
+        for turn in range(60_000):
+            number = which + threads * rng.randrange(each)
+            if rng.random() < 0.5:
+                versions[number] = turn
+                rig.cache[f"key {number}"] = value_of(number, turn)
+            elif number in versions:
+                found = rig.cache.get(f"key {number}")
+                if found != value_of(number, versions[number]):
+                    problems.append(f"key {number}: {found and found[:20]!r}")
+
+    workers = [threading.Thread(target=work, args=(which,)) for which in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert problems == []
+    assert rig.counter("compact_rescued") > 500
+    assert rig.counter("flash_evicted") == rig.counter("evictions") == 0
+    rig.background.stop()
+    rig.check()

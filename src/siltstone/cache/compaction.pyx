@@ -13,7 +13,7 @@ Large values are not compacted (docs/decisions/0021-reclaiming-flash.md).
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
-from posix.unistd cimport usleep
+from posix.unistd cimport getpid, usleep
 
 from siltstone.cache.compaction cimport *
 from siltstone.cache.engine cimport (
@@ -27,7 +27,7 @@ from siltstone.cache.flash cimport (
 from siltstone.cache.hashing cimport siphash13
 from siltstone.cache.index cimport index_group, index_probe, index_remove
 from siltstone.cache.shard cimport *
-from siltstone.log.atomics cimport add64, cas64, store64
+from siltstone.log.atomics cimport add64, cas64, load64, store64
 from siltstone.log.log cimport (
     LOG_ALIGNMENT, LOG_BUSY, LOG_IO, LOG_NO_BUFFER, LOG_NOTHING, LOG_OK, LOG_RECORD_HEADER,
     log_append, log_dead, log_forget, log_is_live, log_live, log_make_room, log_next, log_oldest,
@@ -50,7 +50,7 @@ cdef enum rescue_t:
     RESCUE_STOP = 2             # no segment to write to
 
 cdef struct compactor_t:
-    uint64_t claimed            # a thread is at it
+    uint64_t claimed            # pid, while a thread of it is at it
     char *image                 # of the segment, allocated when first needed
     uint64_t version            # of the segment at hand; 0: none
     uint32_t slot
@@ -286,12 +286,21 @@ cdef int _end(cache_t *cache, compactor_t *compactor, int result) noexcept nogil
         add64(&cache.arena.header.user[<int>WORD_FORGOTTEN], 1)
     return COMPACT_FREED
 
+cdef bint _claim(compactor_t *compactor) noexcept nogil:
+    # A fork may have copied the claim of a thread that the child does not have.
+    cdef uint64_t own = <uint64_t>getpid(), holder = load64(&compactor.claimed)
+    if holder == own or not cas64(&compactor.claimed, holder, own):
+        return False
+    if holder:
+        compactor.version = 0
+    return True
+
 cdef int compact_slice(cache_t *cache) noexcept nogil:
     cdef compactor_t *compactor = <compactor_t *>cache.compactor
     cdef int result
     if compactor == NULL:
         return COMPACT_NOTHING
-    if not cas64(&compactor.claimed, 0, 1):
+    if not _claim(compactor):
         return COMPACT_ELSEWHERE
     result = _go_on(cache, compactor) if compactor.version else _begin(cache, compactor)
     store64(&compactor.claimed, 0)
