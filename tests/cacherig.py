@@ -6,6 +6,8 @@ from siltstone import codecs
 from siltstone.cache.engine import CacheEngine, cache_section_bytes, geometry
 from siltstone.cache.face import Face
 from siltstone.log.arena import Arena
+from siltstone.log.device import MemoryDevice
+from siltstone.log.log import Log, log_sections
 
 SECTION_CACHE = 1
 STARTED_MS = 1_700_000_000_000
@@ -24,6 +26,24 @@ def engine_of(
     engine = CacheEngine(arena, shards)
     if clock:
         engine.set_clock(STARTED_MS)
+    return engine
+
+
+def flash_engine_of(
+    limit: int, *, segments: int, segment_bytes: int, buffer_bytes: int, shards: int,
+    frame_bytes: int,
+) -> CacheEngine:  # fmt: skip
+    """An engine whose items go on to a device in memory; `limit` is without the log's own part."""
+    sections = log_sections(segments, 4, 6, buffer_bytes)
+    size = limit + sum(sections.values())
+    arena = Arena(
+        size, size, frame_bytes, {**sections, SECTION_CACHE: cache_section_bytes(shards)},
+        STARTED_MS,
+    )  # fmt: skip
+    device = MemoryDevice(segments, segment_bytes)
+    log = Log.create(arena, device, buffer_bytes=buffer_bytes, buffers=6, streams=4)
+    engine = CacheEngine(arena, shards, log)
+    engine.set_clock(STARTED_MS)
     return engine
 
 

@@ -669,8 +669,6 @@ cdef int _apply_meta_get(cache_t *cache, shard_t *shard, request_t *request, vie
         status = _mark_flash(cache, shard, request, view, reply, force, now)
         if status != CACHE_OK:
             return status
-        if slot_kind(view.slot.low) == SLOT_RAM:
-            view.item = item_at(cache, slot_location(view.slot.low) * 8)
     if request.options & OPT_TOUCH:
         status = _retime(cache, shard, request, view, request.expire_ms, reply, force, now)
         if status != CACHE_OK:

@@ -13,7 +13,6 @@ from siltstone.cache.index cimport group_at, group_slot, index_group, index_prob
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport frame_address, frame_t
-from siltstone.log.log cimport LOG_ALIGNMENT, log_current, log_is_live
 
 from siltstone import errors
 
@@ -210,9 +209,6 @@ cdef class _Walk:
             self.flash += 1
             if self.cache.log == NULL:
                 self._fail("a flash slot, and no flash")
-            if log_current(self.cache.log, slot_location(slot.low) * LOG_ALIGNMENT) and (
-                    not log_is_live(self.cache.log, slot_location(slot.low) * LOG_ALIGNMENT)):
-                self._fail(f"flash slot {slot.low:#x}: its live bit is not set")
         else:
             self.ghosts += 1
             if slot_location(slot.low) > self.shard.evictions:
