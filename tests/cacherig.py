@@ -11,6 +11,7 @@ from siltstone.log.log import Log, log_sections
 
 SECTION_CACHE = 1
 STARTED_MS = 1_700_000_000_000
+SECRET = b"the same in all "  # keys fall into the same shards in every run
 
 
 def engine_of(
@@ -23,6 +24,7 @@ def engine_of(
         limit, limit_max or limit, frame_bytes or usual_frame_bytes,
         {SECTION_CACHE: cache_section_bytes(shards)}, STARTED_MS,
     )  # fmt: skip
+    arena.secret = SECRET
     engine = CacheEngine(arena, shards)
     if clock:
         engine.set_clock(STARTED_MS)
@@ -40,6 +42,7 @@ def flash_engine_of(
         size, size, frame_bytes, {**sections, SECTION_CACHE: cache_section_bytes(shards)},
         STARTED_MS,
     )  # fmt: skip
+    arena.secret = SECRET
     device = MemoryDevice(segments, segment_bytes)
     log = Log.create(arena, device, buffer_bytes=buffer_bytes, buffers=6, streams=4)
     engine = CacheEngine(arena, shards, log)

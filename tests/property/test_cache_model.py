@@ -62,6 +62,7 @@ class Model(RuleBasedStateMachine):
 
     exact = True
     evictions = 0
+    delay_ms = 800
     limit = 48 << 20
     shards = 4
     frame_bytes = 8192
@@ -301,11 +302,11 @@ class Model(RuleBasedStateMachine):
         self.now += ms
         self.engine.set_clock(self.now)
 
-    @rule(delay=st.sampled_from([0, 0, 800]))
+    @rule(delay=st.sampled_from([0, 0, 1]))
     @precondition(lambda self: self.steps % 16 == 0)
     def flush(self, delay: int) -> None:
-        self.engine.flush_at(self.now + delay)
-        self.now += delay
+        self.engine.flush_at(self.now + delay * self.delay_ms)
+        self.now += delay * self.delay_ms
         self.engine.set_clock(self.now)
         self.items.clear()
         self.others.clear()
@@ -356,6 +357,7 @@ class Flash(Crowded):
 
     exact = True
     evictions = 0
+    delay_ms = 60_000
     drained = 0
 
     @initialize()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from cacherig import STARTED_MS, engine_of, face_of
 
 from siltstone.cache.invariants import check_invariants
 from siltstone.cache.trial import Options as O
-from siltstone.cache.trial import execute, find
+from siltstone.cache.trial import execute, find, spoil
 
 NOW = STARTED_MS
-CAS_HITS = 16
+CAS_HITS, BAD_OFFSETS = 16, 41
 
 
 def test_a_flush_that_is_due_is_not_replaced_by_a_later_one() -> None:
@@ -121,4 +123,35 @@ def test_refused_operations_count_once() -> None:
         assert status == O.OK
         execute(engine, O.SET, b"%d" % number, b"y" * 9000, options=O.CAS, cas=reply["cas"])
     assert engine.counters()[CAS_HITS] == 600
+    check_invariants(engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("round_number", range(6))
+def test_wild_writes_cost_shards_and_never_the_process(
+    round_number: int, rng: random.Random
+) -> None:
+    # frames hold items and index pages: every offset in them is looked at before it is followed
+    engine = engine_of(2 << 20, shards=4, frame_bytes=4096)
+    keys = [b"%d" % number for number in range(900)] + [b"k" * size for size in (5000, 20_000)]
+    for _ in range(3000):
+        key, die = rng.choice(keys), rng.random()
+        if die < 0.4:
+            execute(engine, O.SET, key, b"x" * rng.choice([5, 500, 3000, 30_000]))
+        elif die < 0.5:
+            execute(engine, O.APPEND, key, b"y" * 100)
+        elif die < 0.6:
+            execute(engine, O.DELETE, key)
+        else:
+            find(engine, key)
+        for _ in range(rng.choice([0, 0, 1, 3])):
+            word = rng.choice(
+                [0, rng.getrandbits(64), rng.getrandbits(20) * 8, rng.getrandbits(21)]
+            )
+            spoil(engine, rng.getrandbits(32), word)
+    assert engine.counters()[BAD_OFFSETS] > 0
+    # cleared, all is well again
+    engine.flush_at(NOW)
+    for number in range(400):
+        assert execute(engine, O.SET, b"new %d" % number, b"z" * 1000)[0] == O.OK
     check_invariants(engine)

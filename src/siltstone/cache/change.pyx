@@ -14,7 +14,8 @@ from siltstone.cache.flash cimport (
     flash_item_t, flash_key_size, record_item, record_key, record_tag, record_value,
 )
 from siltstone.cache.index cimport (
-    group_slot, index_grow, index_group, index_has_room, index_insert, index_probe, index_remove,
+    group_slot, group_sound, index_grow, index_group, index_has_room, index_insert, index_probe,
+    index_remove, slot_sound,
 )
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
@@ -51,6 +52,10 @@ cdef int _view(cache_t *cache, shard_t *shard, request_t *request, record_t *rec
     cdef slot_t *slot = index_probe(cache, shard, request.hash)
     cdef uint64_t kind
     memset(view, 0, sizeof(view_t))
+    if slot != NULL and not slot_sound(cache, shard, slot):
+        count(cache, COUNT_BAD_OFFSETS, 1)
+        shard_clear(cache, shard)
+        slot = NULL
     view.slot = slot
     if slot == NULL:
         return CACHE_OK
@@ -63,7 +68,7 @@ cdef int _view(cache_t *cache, shard_t *shard, request_t *request, record_t *rec
         return CACHE_OK
     if kind == SLOT_RAM:
         return _view_ram(cache, shard, request, view, now)
-    if slot_expired(cache, slot.high, now) or (
+    if slot_expired(cache, slot.high, now) or cache.log == NULL or (
             not log_current(cache.log, slot_location(slot.low) * LOG_ALIGNMENT)):
         unlink(cache, shard, request.hash, slot)
         view.slot = NULL
@@ -75,7 +80,13 @@ cdef int _view(cache_t *cache, shard_t *shard, request_t *request, record_t *rec
 cdef int _view_ram(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
                    int64_t now) noexcept nogil:
     cdef item_t *item = item_at(cache, slot_location(view.slot.low) * 8)
-    cdef int64_t expire_ms = item_expiry(item)[0] if item.flags & ITEM_EXPIRY else 0
+    cdef int64_t expire_ms
+    if not item_sound(cache, shard, item_offset(cache, item)):
+        count(cache, COUNT_BAD_OFFSETS, 1)
+        shard_clear(cache, shard)
+        view.slot = NULL
+        return CACHE_OK
+    expire_ms = item_expiry(item)[0] if item.flags & ITEM_EXPIRY else 0
     if expire_ms and expire_ms <= now:
         count(cache, COUNT_RECLAIMED, 1)
         unlink(cache, shard, request.hash, view.slot)
@@ -181,10 +192,14 @@ cdef bint _index_room(cache_t *cache, shard_t *shard, uint64_t hash, bint force,
     # What is dead goes first, then ghosts; the index grows for items only. Purging that gives
     # little is not worth the next set's doing it again.
     cdef group_t *group
-    if index_has_room(cache, shard, hash):
-        return True
     if shard.built:
         group = index_group(cache, shard, hash)
+        if not group_sound(cache, shard, group):
+            count(cache, COUNT_BAD_OFFSETS, 1)
+            shard.damaged = 1
+            return False
+        if index_has_room(cache, shard, hash):
+            return True
         if purge_group(cache, shard, group, False, now) > PURGE_WORTH or (
                 purge_group(cache, shard, group, True, now) > PURGE_WORTH):
             return True
@@ -290,8 +305,8 @@ cdef int _link_large(cache_t *cache, shard_t *shard, request_t *request, view_t 
     return CACHE_OK
 
 cdef inline int _queue_of(cache_t *cache, slot_t *slot) noexcept nogil:
-    cdef uint64_t offset = slot_location(slot.low) * 8 - cache.arena.header.frames_offset
-    return <int>(cache.arena.frames[offset >> cache.arena.header.frame_shift].kind
+    cdef uint64_t offset = slot_location(slot.low) * 8 - cache.frames_offset
+    return <int>(cache.arena.frames[offset >> cache.frame_shift].kind
                  & ~FRAME_CLOSED) - FRAME_ITEMS
 
 cdef item_t *_overwrite(cache_t *cache, view_t *view, content_t *content, uint8_t flags,

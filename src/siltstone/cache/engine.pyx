@@ -100,7 +100,7 @@ cdef int _look_ram(cache_t *cache, const char *key, uint32_t key_size, read_t *c
         return CACHE_MISS
     content = <char *>item + item_fields(head.flags)
     if here < key_size:
-        if not cursor.locked:
+        if not cursor.locked or not item_sound(cache, <shard_t *>cursor.shard, offset):
             return LOOK_AGAIN
         if not item_has_key(cache, item, key, key_size):
             return CACHE_MISS
@@ -202,9 +202,11 @@ cdef bint _remove_exact(cache_t *cache, shard_t *shard, uint64_t hash,
 
 cdef inline bint _expired(cache_t *cache, slot_t *slot, int64_t now) noexcept nogil:
     # Of an item in RAM, under the lock.
-    cdef item_t *item = item_at(cache, slot_location(slot.low) * 8)
-    return item.flags & ITEM_EXPIRY != 0 and (
-        item_expiry(item)[0] != 0 and item_expiry(item)[0] <= now)
+    cdef uint64_t offset = slot_location(slot.low) * 8, here = 0
+    cdef item_t head
+    return item_snapshot(cache, offset, &head, &here) and head.flags & ITEM_EXPIRY != 0 and (
+        item_expiry(item_at(cache, offset))[0] != 0
+        and item_expiry(item_at(cache, offset))[0] <= now)
 
 cdef void cache_copy(read_t *cursor, char *destination) noexcept nogil:
     # cache_find checked place and size against the frame and then the sequence; whatever happened
@@ -443,7 +445,7 @@ def geometry(limit_bytes: int) -> tuple[int, int]:
 
 def cache_section_bytes(shards: int) -> int:
     """Bytes of the arena section that holds `shards` shards."""
-    return shards * sizeof(shard_t)
+    return shards * sizeof(shard_t) + 2 * <int>INDEX_PAGE_BYTES     # one aligned, empty page
 
 
 cdef class CacheEngine:
@@ -467,7 +469,13 @@ cdef class CacheEngine:
         cache.hash_shift = cache.shard_shift - cache.root_bits - 40
         cache.arena_bytes = arena.arena.header.frames_offset + (
             <uint64_t>arena.arena.header.frame_count_max << arena.arena.header.frame_shift)
+        cache.index_page_first = arena.arena.header.frames_offset // INDEX_PAGE_BYTES
         cache.index_page_last = cache.arena_bytes // INDEX_PAGE_BYTES - 1
+        # frames_offset is a multiple of a page, so is the distance of `nowhere` from it
+        cache.nowhere = <char *>cache.shards + (
+            shards * sizeof(shard_t) + INDEX_PAGE_BYTES - 1) // INDEX_PAGE_BYTES * INDEX_PAGE_BYTES
+        cache.frames_offset = arena.arena.header.frames_offset
+        cache.frame_shift = arena.arena.header.frame_shift
         cache.frame_bytes = frame_size(cache.arena)
         cache.split_bytes = cache.frame_bytes // 8
         cache.reserve_frames = 8

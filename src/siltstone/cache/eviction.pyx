@@ -17,7 +17,7 @@ from siltstone.cache.engine cimport (
 from siltstone.cache.eviction cimport *
 from siltstone.cache.flash cimport demotion_free, demotion_grow, demotion_t, flash_write
 from siltstone.cache.hashing cimport siphash13
-from siltstone.cache.index cimport group_slot, index_group, index_probe, index_remove
+from siltstone.cache.index cimport group_slot, group_sound, index_group, index_probe, index_remove
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport frame_address, frame_t, frames_free
@@ -63,17 +63,27 @@ cdef void release(cache_t *cache, shard_t *shard, slot_t *slot) noexcept nogil:
     if kind == SLOT_RAM:
         item = item_at(cache, slot_location(slot.low) * 8)
         shard.items_ram -= 1
+        if not item_sound(cache, shard, item_offset(cache, item)):
+            count(cache, COUNT_BAD_OFFSETS, 1)
+            shard.damaged = 1       # cleared by who enters next: the caller holds pointers into it
+            return
         shard.bytes_ram -= item_content(item)
         item_free(cache, shard, item)
     elif kind == SLOT_FLASH:
-        log_dead(cache.log, slot_location(slot.low) * LOG_ALIGNMENT)
+        if cache.log != NULL:
+            log_dead(cache.log, slot_location(slot.low) * LOG_ALIGNMENT)
         shard.items_flash -= 1
     elif kind == SLOT_GHOST:
         shard.ghosts -= 1
 
 cdef void unlink(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot) noexcept nogil:
+    cdef group_t *group = index_group(cache, shard, hash)
     release(cache, shard, slot)
-    index_remove(cache, shard, index_group(cache, shard, hash), slot)
+    if group_sound(cache, shard, group):
+        index_remove(cache, shard, group, slot)
+    else:
+        count(cache, COUNT_BAD_OFFSETS, 1)
+        shard.damaged = 1
 
 cdef bint _ghost_stale(shard_t *shard, uint64_t low) noexcept nogil:
     return shard.evictions - slot_location(low) > shard.items_ram // GHOST_SHARE
@@ -84,6 +94,10 @@ cdef uint32_t purge_group(cache_t *cache, shard_t *shard, group_t *group, bint g
     cdef slot_t *slot
     cdef uint64_t kind
     cdef bint dead
+    if not group_sound(cache, shard, group):
+        count(cache, COUNT_BAD_OFFSETS, 1)
+        shard.damaged = 1
+        return 0
     while place < <uint32_t>group.pages * PAGE_SLOTS:
         slot = group_slot(cache, group, place)
         kind = slot_kind(slot.low)
@@ -96,7 +110,8 @@ cdef uint32_t purge_group(cache_t *cache, shard_t *shard, group_t *group, bint g
             if not slot.low & SLOT_FETCHED:
                 count(cache, COUNT_EXPIRED_UNFETCHED, 1)
         elif kind == SLOT_FLASH:
-            dead = not log_current(cache.log, slot_location(slot.low) * LOG_ALIGNMENT)
+            dead = cache.log == NULL or (
+                not log_current(cache.log, slot_location(slot.low) * LOG_ALIGNMENT))
         if dead:
             release(cache, shard, slot)
             index_remove(cache, shard, group, slot)     # fills `place` anew: look again
@@ -156,8 +171,7 @@ cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now,
     while place < end:
         entry = frame_address(cache.arena, number - 1) + place
         size = entry_bytes(entry)
-        if (<item_t *>entry).kind == 0 or (<item_t *>entry).kind > KIND_DEAD_PART or (
-                place + size > end):
+        if not _entry_sound(cache, shard, entry, place + size <= end):
             count(cache, COUNT_BAD_OFFSETS, 1)
             shard_clear(cache, shard)
             return ROOM_MADE
@@ -176,18 +190,30 @@ cdef int evict_step(cache_t *cache, shard_t *shard, int64_t now,
         place += size
     return ROOM_KEPT
 
+cdef inline bint _entry_sound(cache_t *cache, shard_t *shard, char *entry,
+                              bint fits) noexcept nogil:
+    cdef uint8_t kind = (<item_t *>entry).kind
+    cdef uint64_t offset = <uint64_t>(entry - cache.arena.base)
+    if not fits or kind == 0 or kind > KIND_DEAD_PART:
+        return False
+    if kind == KIND_HEAD:
+        return item_sound(cache, shard, offset)
+    return kind != KIND_PART or part_sound(cache, shard, offset)
+
 cdef int _retire_owner(cache_t *cache, shard_t *shard, item_part_t *part, int64_t now,
                        demotion_t *demotion) noexcept nogil:
     cdef item_t *head = item_at(cache, part.prev)
-    cdef uint32_t number
-    while head.kind == KIND_PART:
+    cdef uint32_t number, steps = cache.arena.header.frame_count_max
+    while head.kind == KIND_PART and steps and (
+            part_sound(cache, shard, item_offset(cache, head))):
         head = item_at(cache, (<item_part_t *>head).prev)
-    if head.kind != KIND_HEAD:
+        steps -= 1
+    if not item_sound(cache, shard, item_offset(cache, head)):
         count(cache, COUNT_BAD_OFFSETS, 1)
         shard_clear(cache, shard)
         return ROOM_MADE
-    number = <uint32_t>((item_offset(cache, head) - cache.arena.header.frames_offset)
-                        >> cache.arena.header.frame_shift)
+    number = <uint32_t>((item_offset(cache, head) - cache.frames_offset)
+                        >> cache.frame_shift)
     return _retire(cache, shard, head, <int>(cache.arena.frames[number].kind & ~FRAME_CLOSED)
                    - FRAME_ITEMS, MODE_EVICT, now, demotion)
 

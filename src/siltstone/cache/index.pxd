@@ -7,7 +7,10 @@ All functions: under the shard's lock, sequence odd, but for index_probe.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
-from siltstone.cache.shard cimport cache_t, group_t, shard_t, slot_t
+from siltstone.cache.shard cimport (
+    FRAME_INDEX, INDEX_PAGE_BYTES, cache_t, group_t, shard_t, slot_t,
+)
+from siltstone.log.arena cimport frame_t
 
 cdef enum:
     PREFETCH_KEYS = 16          # misses that a core can have under way, roughly
@@ -33,6 +36,21 @@ cdef void index_remove(cache_t *cache, shard_t *shard, group_t *group, slot_t *s
 cdef uint32_t index_fill(cache_t *cache, shard_t *shard, uint32_t root, slot_t *slots,
                          uint32_t count) noexcept nogil
 cdef group_t *index_group(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil
+# Under the lock, before a slot or group is changed: are its pages this shard's? Else the shard is
+# damaged.
+cdef inline bint page_sound(cache_t *cache, shard_t *shard, uint64_t number) noexcept nogil:
+    cdef frame_t *frame
+    if number < cache.index_page_first or number > cache.index_page_last:
+        return False
+    frame = &cache.arena.frames[
+        (number * INDEX_PAGE_BYTES - cache.frames_offset) >> cache.frame_shift]
+    return frame.owner == shard.number + 1 and frame.kind == FRAME_INDEX
+
+cdef inline bint slot_sound(cache_t *cache, shard_t *shard, slot_t *slot) noexcept nogil:
+    return page_sound(
+        cache, shard, <uint64_t>(<char *>slot - cache.arena.base) // INDEX_PAGE_BYTES)
+
+cdef bint group_sound(cache_t *cache, shard_t *shard, group_t *group) noexcept nogil
 cdef group_t *group_at(cache_t *cache, shard_t *shard, uint32_t number) noexcept nogil
 cdef slot_t *group_slot(cache_t *cache, group_t *group, uint32_t number) noexcept nogil
 # A slot of the group that was being laid out anew when its process died (shard.scratch_pages).

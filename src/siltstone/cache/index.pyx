@@ -9,7 +9,9 @@ from siltstone.cache.shard cimport (
     shard_of, shard_t, slot_hash40, slot_hash_high, slot_hash_low, slot_kind, slot_location,
     slot_matches, slot_t,
 )
-from siltstone.log.arena cimport LOCK_TAKEN, arena_t, frame_address, frame_give, frame_take
+from siltstone.log.arena cimport (
+    LOCK_TAKEN, arena_t, frame_address, frame_give, frame_t, frame_take,
+)
 from siltstone.log.atomics cimport fence_release, load32_relaxed, store32
 
 cdef enum:
@@ -34,9 +36,10 @@ cdef inline uint32_t _room(uint32_t pages) noexcept nogil:
     return pages * PAGE_SLOTS - pages * PAGE_SLOTS // 12
 
 cdef inline char *_page(cache_t *cache, uint32_t number) noexcept nogil:
-    # Page 0 holds the arena's header, so a number that a reader caught half written is harmless.
-    if number > cache.index_page_last:
-        number = 0
+    # A number that a reader caught half written, or a wild write left, may lead to any frame, and
+    # otherwise nowhere: to a page that holds nothing.
+    if number < cache.index_page_first or number > cache.index_page_last:
+        return cache.nowhere
     return cache.arena.base + <uint64_t>number * INDEX_PAGE_BYTES
 
 cdef inline uint32_t _entry(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
@@ -159,13 +162,24 @@ cdef void bucket_prefetch(cache_t *cache, shard_t *shard, uint64_t hash) noexcep
             prefetch(_bucket(cache, group, _home(
                 hash40_of(cache, hash), <uint32_t>group.pages * PAGE_BUCKETS)))
 
+cdef bint group_sound(cache_t *cache, shard_t *shard, group_t *group) noexcept nogil:
+    cdef uint32_t number
+    if group.pages > GROUP_PAGES_MAX or group.depth > shard.depth or (
+            group.used > group.pages * PAGE_SLOTS):
+        return False
+    for number in range(group.pages):
+        if not page_sound(cache, shard, group.page[number]):
+            return False
+    return True
+
 cdef inline slot_t *_place(cache_t *cache, group_t *group, uint64_t hash40) noexcept nogil:
-    # First empty slot from home; there is one, since a group grows before it is full.
-    cdef uint32_t buckets = group.pages * PAGE_BUCKETS
+    # First empty slot from home; there is one, since a group grows before it is full. (Were its
+    # count spoilt, the home slot is as good as any.)
+    cdef uint32_t buckets = group.pages * PAGE_BUCKETS, step
     cdef uint32_t bucket = _home(hash40, buckets)
     cdef slot_t *slots
     cdef int number
-    while True:
+    for step in range(buckets):
         slots = _bucket(cache, group, bucket)
         for number in range(BUCKET_SLOTS):
             if slot_kind(slots[number].low) == SLOT_EMPTY:
@@ -173,6 +187,7 @@ cdef inline slot_t *_place(cache_t *cache, group_t *group, uint64_t hash40) noex
         bucket += 1
         if bucket == buckets:
             bucket = 0
+    return _bucket(cache, group, bucket)
 
 cdef bint index_has_room(cache_t *cache, shard_t *shard, uint64_t hash) noexcept nogil:
     cdef group_t *group
@@ -261,6 +276,9 @@ cdef uint32_t _page_take(cache_t *cache, shard_t *shard) noexcept nogil:
             (<uint32_t *>_page(cache, first + number - 1))[0] = shard.pages_free
             shard.pages_free = first + number - 1
     page = shard.pages_free
+    if not page_sound(cache, shard, page):
+        shard.damaged = 1
+        return 0
     shard.pages_free = (<uint32_t *>_page(cache, page))[0]
     memset(_page(cache, page), 0, INDEX_PAGE_BYTES)
     shard.index_pages += 1

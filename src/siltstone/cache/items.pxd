@@ -83,6 +83,22 @@ cdef void item_read(cache_t *cache, item_t *item, uint64_t start, char *data,
                     uint64_t size) noexcept nogil
 cdef bint item_has_key(cache_t *cache, item_t *item, const char *key,
                        uint32_t key_size) noexcept nogil
+# Under the lock, before an offset that was found in the arena is followed: is it the head of an
+# item of this shard, all of whose parts are where they must be? Else the shard is damaged.
+cdef bint parts_sound(cache_t *cache, shard_t *shard, uint64_t offset) noexcept nogil
+cdef inline bint item_sound(cache_t *cache, shard_t *shard, uint64_t offset) noexcept nogil:
+    cdef item_t *item = item_at(cache, offset)
+    if offset < cache.frames_offset or offset + 24 > cache.arena_bytes or offset & 7:
+        return False
+    if cache.arena.frames[(offset - cache.frames_offset) >> cache.frame_shift].owner != (
+            shard.number + 1) or item.kind != KIND_HEAD:
+        return False
+    if item.flags & ITEM_PARTS:
+        return parts_sound(cache, shard, offset)
+    return ((offset - cache.frames_offset) & (cache.frame_bytes - 1)) + (
+        item_fields(item.flags) + item_content(item)) <= cache.frame_bytes
+# The same for a part and its two neighbours.
+cdef bint part_sound(cache_t *cache, shard_t *shard, uint64_t offset) noexcept nogil
 # reader: a copy of the head at `offset`, each word loaded once, and how many content bytes follow
 # its fields. False: that is no head, or its bytes do not lie inside one frame.
 cdef bint item_snapshot(cache_t *cache, uint64_t offset, item_t *head,

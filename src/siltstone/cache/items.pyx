@@ -18,7 +18,7 @@ cdef inline uint32_t _align8(uint64_t size) noexcept nogil:
 
 cdef inline uint32_t _frame_of(cache_t *cache, void *entry) noexcept nogil:
     return <uint32_t>((<uint64_t>(<char *>entry - cache.arena.base)
-                       - cache.arena.header.frames_offset) >> cache.arena.header.frame_shift)
+                       - cache.frames_offset) >> cache.frame_shift)
 
 cdef uint32_t entry_bytes(char *entry) noexcept nogil:
     cdef item_t *item = <item_t *>entry
@@ -327,6 +327,53 @@ cdef bint item_has_key(cache_t *cache, item_t *item, const char *key,
         start += here
     return True
 
+# Offsets that a wild write may have changed ---------------------------------------------------
+
+cdef inline bint _owned(cache_t *cache, shard_t *shard, uint64_t offset) noexcept nogil:
+    # `offset` lies in a frame; whose?
+    cdef uint64_t number = (offset - cache.frames_offset) >> (
+        cache.frame_shift)
+    return cache.arena.frames[number].owner == shard.number + 1
+
+cdef bint _part_here(cache_t *cache, shard_t *shard, uint64_t offset) noexcept nogil:
+    cdef item_part_t *part = <item_part_t *>(cache.arena.base + offset)
+    if offset < cache.frames_offset or offset + PART_HEADER > cache.arena_bytes or (
+            offset & 7):
+        return False
+    return _owned(cache, shard, offset) and part.kind == KIND_PART and part.size != 0 and (
+        _in_frame(cache, offset) + PART_HEADER + part.size <= cache.frame_bytes)
+
+cdef bint parts_sound(cache_t *cache, shard_t *shard, uint64_t offset) noexcept nogil:
+    cdef item_t head
+    cdef item_part_t *part
+    cdef uint64_t here = 0, next, prev = offset, total
+    if not item_snapshot(cache, offset, &head, &here):
+        return False
+    total = item_content(&head)
+    next = item_link(item_at(cache, offset)).next
+    while next and here < total:
+        part = <item_part_t *>(cache.arena.base + next)
+        if not _part_here(cache, shard, next) or part.prev != prev:
+            return False
+        here += part.size
+        prev = next
+        next = part.next
+    return here == total and next == 0
+
+cdef bint part_sound(cache_t *cache, shard_t *shard, uint64_t offset) noexcept nogil:
+    cdef item_part_t *part = <item_part_t *>(cache.arena.base + offset)
+    cdef item_t head
+    cdef uint64_t here = 0
+    if not _part_here(cache, shard, offset):
+        return False
+    if part.next and (not _part_here(cache, shard, part.next)
+                      or (<item_part_t *>(cache.arena.base + part.next)).prev != offset):
+        return False
+    if _part_here(cache, shard, part.prev):
+        return (<item_part_t *>(cache.arena.base + part.prev)).next == offset
+    return item_snapshot(cache, part.prev, &head, &here) and _owned(cache, shard, part.prev) and (
+        head.flags & ITEM_PARTS != 0 and item_link(item_at(cache, part.prev)).next == offset)
+
 # Readers: nothing is locked, every number may be half written -------------------------------
 
 cdef bint item_snapshot(cache_t *cache, uint64_t offset, item_t *head,
@@ -335,7 +382,7 @@ cdef bint item_snapshot(cache_t *cache, uint64_t offset, item_t *head,
     cdef uint64_t *words = <uint64_t *>(cache.arena.base + offset)
     cdef uint64_t *copy = <uint64_t *>head
     cdef uint64_t end
-    if offset < cache.arena.header.frames_offset or offset + 24 > cache.arena_bytes or offset & 7:
+    if offset < cache.frames_offset or offset + 24 > cache.arena_bytes or offset & 7:
         return False
     copy[0] = load64_relaxed(words)
     copy[1] = load64_relaxed(words + 1)
@@ -351,7 +398,7 @@ cdef bint item_snapshot(cache_t *cache, uint64_t offset, item_t *head,
     return end + here[0] <= cache.frame_bytes
 
 cdef inline uint64_t _in_frame(cache_t *cache, uint64_t offset) noexcept nogil:
-    return (offset - cache.arena.header.frames_offset) & (cache.frame_bytes - 1)
+    return (offset - cache.frames_offset) & (cache.frame_bytes - 1)
 
 cdef bint item_read_checked(cache_t *cache, item_t *item, uint64_t start, char *data,
                             uint64_t size) noexcept nogil:
@@ -376,7 +423,7 @@ cdef bint item_read_checked(cache_t *cache, item_t *item, uint64_t start, char *
         if size == 0:
             return True
         start -= here
-        if next < cache.arena.header.frames_offset or next + PART_HEADER > cache.arena_bytes or (
+        if next < cache.frames_offset or next + PART_HEADER > cache.arena_bytes or (
                 next & 7):
             return False
         content = cache.arena.base + next + PART_HEADER

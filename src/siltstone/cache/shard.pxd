@@ -93,8 +93,12 @@ cdef struct cache_t:
     uint32_t shard_shift        # shard = hash >> shard_shift
     uint32_t root_bits          # a shard starts with 1 << root_bits groups
     uint32_t hash_shift         # the 40 stored bits = hash >> hash_shift
-    uint64_t index_page_last    # bound of page numbers
+    uint64_t index_page_first   # bounds of page numbers
+    uint64_t index_page_last
+    char *nowhere               # an empty page, where numbers beyond the bounds lead
     uint64_t arena_bytes        # bound of offsets
+    uint64_t frames_offset      # where frames begin
+    uint32_t frame_shift
     uint32_t frame_bytes
     uint32_t split_bytes        # items above this may be cut over frames
     uint32_t reserve_frames     # kept for those who evict

@@ -70,7 +70,7 @@ cdef tuple _scan_group(CacheEngine engine, uint64_t hash):
                 if slot_kind(slot.low) == SLOT_EMPTY or slot_expired(cache, slot.high, now):
                     continue
                 if slot_kind(slot.low) == SLOT_RAM:
-                    entry = _describe(cache, slot, now)
+                    entry = _describe(cache, shard, slot, now)
                     if entry is not None:
                         entries.append(entry)
                 elif slot_kind(slot.low) == SLOT_FLASH:
@@ -110,7 +110,7 @@ cdef object _describe_moved(cache_t *cache, uint64_t hash, uint64_t low, uint64_
                 return None
             low, high = slot.low, slot.high
             if slot_kind(low) == SLOT_RAM:
-                return _describe(cache, slot, now)
+                return _describe(cache, shard, slot, now)
         finally:
             shard_leave(shard)
         if slot_kind(low) != SLOT_FLASH or slot_location(low) == position:
@@ -126,8 +126,10 @@ def _position_of(words):
     return words[0] & 0xfffffffffffff
 
 
-cdef object _describe(cache_t *cache, slot_t *slot, int64_t now):
+cdef object _describe(cache_t *cache, shard_t *shard, slot_t *slot, int64_t now):
     cdef item_t *item = item_at(cache, slot_location(slot.low) * 8)
+    if not item_sound(cache, shard, item_offset(cache, item)):
+        return None
     cdef int64_t expire_ms = item_expiry(item)[0] if item.flags & ITEM_EXPIRY else 0
     cdef bytearray key = bytearray(item_key_size(item))
     cdef char *place = key

@@ -10,6 +10,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from siltstone.cache.engine cimport *
+from siltstone.log.arena cimport frame_address
 from siltstone.log.atomics cimport load64, store64
 
 from siltstone import errors
@@ -127,6 +128,18 @@ cdef int _read(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash
             copy[0] = <char *>malloc(cursor.value_size + 1)
             memcpy(copy[0], cursor.value, cursor.value_size)
     return status
+
+
+def spoil(CacheEngine engine not None, uint32_t place, uint64_t word) -> None:
+    """A wild write: overwrite an aligned word of a frame in use. `place` is taken modulo them."""
+    cdef uint64_t words = engine.cache.frame_bytes // 8
+    cdef uint64_t frames = engine.cache.arena.header.frame_next_fresh
+    cdef uint64_t number
+    if frames == 0:
+        return
+    number = place % (words * frames)
+    (<uint64_t *>frame_address(engine.cache.arena, <uint32_t>(number // words)))[
+        number % words] = word
 
 
 # Threads that never stop --------------------------------------------------------------------
