@@ -19,14 +19,16 @@ import json
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from siltstone import errors
-from siltstone.cache import restart, statistics
+from siltstone.cache import fork, orphans, restart, statistics
 from siltstone.cache.background import Background
 from siltstone.cache.engine import CacheEngine, cache_section_bytes, geometry
+from siltstone.cache.orphans import DOOR_TEXT_BYTES, read_door
 from siltstone.cache.report import Report
 from siltstone.cache.sweep import drain, verify_items
 from siltstone.clock import Clock
@@ -49,8 +51,11 @@ from siltstone.log.device import (
     remove_files,
 )
 from siltstone.log.livemap import LiveMap, live_map_bytes
-from siltstone.log.lockfile import LockFile
+from siltstone.log.lockfile import LockFile, holder_text
 from siltstone.log.log import Log, log_sections
+
+if TYPE_CHECKING:
+    from siltstone.cache.cache import Cache
 
 logger = logging.getLogger("siltstone.cache")
 
@@ -60,10 +65,11 @@ DOOR_LIMIT_MS: Final = 10_000
 LAYOUT: Final = 1
 SECTION_CACHE: Final = 1
 SECTION_TAGS: Final = 4
-TAG_BYTES: Final = 64 * 1024
-_DOOR_TEXT_BYTES: Final = 1024  # the lock file's text: one JSON object, padded with spaces
+TAG_BYTES: Final = 64 * 1024  # 3,577 tags, half a KiB of arena a shard or less
+LEAVE_PAUSE_S: Final = 0.0005
 
-_open_attachments: dict[object, Attachment] = {}
+_open_attachments: dict[object, Attachment] = {}  # those with a path, by its identity
+_all_attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 _guard = threading.RLock()
 
 
@@ -80,6 +86,7 @@ def attach(settings: CacheSettings, clock: Clock) -> Attachment:
                 found.users += 1
                 return found
         attachment = Attachment(settings, clock, key)
+        _all_attachments.add(attachment)
         if settings.path is not None:
             _open_attachments[key] = attachment
         return attachment
@@ -99,6 +106,8 @@ class Attachment:
         self.log: Log | None = None
         self.arena_path = ""
         self.closed = False
+        self.door: dict[str, Any] = {}
+        self.faces: weakref.WeakSet[Cache] = weakref.WeakSet()
         self._memory_descriptor = -1
         self._files: list[int] = []
         self.private = settings.path is None or settings.arena == "private"
@@ -108,7 +117,11 @@ class Attachment:
         except BaseException:
             self._abandon()
             raise
-        if settings.workers:
+        self.work()
+
+    def work(self) -> None:
+        """Start background work; with `workers` 0 there is none, and all is done by callers."""
+        if self.settings.workers:
             self.background.start()
 
     # Opening --------------------------------------------------------------------------------
@@ -118,23 +131,25 @@ class Attachment:
         slot = 0
         self.fresh = True
         if settings.path is not None:
-            if not self.private:
-                refuse_network_file_system(settings.path)
-            self.lock = open_lock_file(settings.path / "lock", mode=settings.mode)
-            self.lock.take_within(LockFile.DOOR, DOOR_LIMIT_MS)
-            if self.private:
-                self.lock.take_or_refuse(LockFile.EXCLUSIVE)
-            else:
-                self.lock.take_or_refuse(LockFile.EXCLUSIVE, exclusive=False)
-            slot = self._take_slot(self.lock)
-        door = self._read_door()
+            slot = self._enter(settings.path)
+        door = {} if self.lock is None else read_door(self.lock)
         self._open_device()
         self._open_arena(door)
         self.arena.occupy(slot, os.getpid(), self.clock.now_ms(), self._memory_descriptor)
         self._open_engine()
-        self._write_door()
         if self.lock is not None:
+            self._write_door()
+            self._clean_orphans()
             self.lock.drop(LockFile.DOOR)
+
+    def _enter(self, path: Path) -> int:
+        """Through the door, which stays locked until the cache is open. The process's slot."""
+        if not self.private:
+            refuse_network_file_system(path)
+        self.lock = open_lock_file(path / "lock", mode=self.settings.mode)
+        self.lock.take_within(LockFile.DOOR, DOOR_LIMIT_MS)
+        self.lock.take_or_refuse(LockFile.EXCLUSIVE, exclusive=self.private)
+        return self._take_slot(self.lock)
 
     def _take_slot(self, lock: LockFile) -> int:
         for slot in range(PROCESS_SLOTS):
@@ -143,6 +158,12 @@ class Attachment:
         raise errors.Locked(
             errno.EUSERS, f"{self.settings.path} is open in {PROCESS_SLOTS} processes, the most"
         )
+
+    def _clean_orphans(self) -> None:
+        assert self.settings.path is not None
+        for directory in (SHARED_MEMORY, self.settings.path):
+            for name in orphans.clean(directory, self.arena_path, self.clock.now_ms()):
+                logger.info("removed %s, the memory of a cache that is gone", name)
 
     def others(self) -> list[int]:
         """Slots of other processes that have this cache open."""
@@ -156,20 +177,15 @@ class Attachment:
             if slot != own and self.lock.holder(slot) not in (0, pid)
         ]
 
-    def _read_door(self) -> dict[str, Any]:
-        if self.lock is None:
-            return {}
-        text = self.lock.read(0, _DOOR_TEXT_BYTES).strip(b"\0 \n")
-        try:
-            door = json.loads(text) if text else {}
-        except ValueError:
-            door = {}
-        return door if isinstance(door, dict) else {}
+    def _in_use(self, others: list[int]) -> str:
+        assert self.lock is not None
+        holder = self.lock.holder(others[0])
+        return f"{self.settings.path} is in use by {holder_text(holder)}"
 
     def _write_door(self) -> None:
         if self.lock is None:
             return
-        text = json.dumps(self.door).encode().ljust(_DOOR_TEXT_BYTES)
+        text = json.dumps(self.door).encode().ljust(DOOR_TEXT_BYTES)
         self.lock.write(0, text)
 
     def _open_device(self) -> None:
@@ -186,6 +202,8 @@ class Attachment:
             direct=settings.direct,
             lock="exclusive" if self.private else "shared",
             mode=settings.mode,
+            # a member that made a second file would write where nobody else looks
+            create=not self.others(),
         )
         descriptor = -1
         if settings.path is not None:
@@ -205,23 +223,30 @@ class Attachment:
         return sections
 
     def _open_arena(self, door: dict[str, Any]) -> None:
-        settings = self.settings
-        _, frame_bytes = geometry(settings.ram)
-        if not self.private and door.get("arena") and self._reopen_arena(door):
+        others = [] if self.private else self.others()
+        if others:
+            self._join(door, others)
             return
-        descriptor = -1
-        if not self.private:
-            descriptor = self._make_arena_file()
+        if door.get("arena") and not self.private and self._inherit(door):
+            return
+        self._remove_arena(door)
+        self._make_arena()
+
+    def _make_arena(self) -> None:
+        settings = self.settings
+        descriptor = -1 if self.private else self._make_arena_file()
         maximum = settings.ram_max if self.private else settings.ram
         try:
             self.arena = Arena(
-                settings.ram, maximum, frame_bytes, self._sections(), self.clock.now_ms(),
-                descriptor,
+                settings.ram, maximum, geometry(settings.ram)[1], self._sections(),
+                self.clock.now_ms(), descriptor,
             )  # fmt: skip
         except OSError as error:
             raise errors.OutOfMemory(
                 error.errno, f"no memory for an arena of {format_size(settings.ram)}: {error}"
             ) from error
+        if descriptor >= 0 and settings.path is not None:
+            orphans.sign(descriptor, settings.path)
         self.door = self._describe(descriptor)
 
     def _describe(self, descriptor: int) -> dict[str, Any]:
@@ -231,6 +256,7 @@ class Attachment:
         return {
             **self._sizes(),
             "boot": boot_id().hex(),
+            "lock": self._lock_identity(),
             "arena": self.arena_path or "memfd",
             "device": device,
             "inode": inode,
@@ -244,7 +270,7 @@ class Attachment:
             sizes["private"] = True
         if self.settings.files:
             sizes["files"] = [[str(path), size] for path, size in self.settings.files]
-            if len(json.dumps(sizes)) > _DOOR_TEXT_BYTES // 2:
+            if len(json.dumps(sizes)) > DOOR_TEXT_BYTES // 2:
                 sizes["files"] = []  # too many for the text: who opens it must name them
         return sizes
 
@@ -277,49 +303,79 @@ class Attachment:
         self._files.append(descriptor)
         return descriptor
 
-    def _reopen_arena(self, door: dict[str, Any]) -> bool:
-        """The arena that others use, or that a killed process left; False: make a new one."""
-        others = self.others()
-        same_boot = door.get("boot") == boot_id().hex()
-        if not others and not (same_boot and self._same(door)):
-            self._remove_arena(door)
-            return False
-        if others and not self._same(door):
-            raise errors.ConfigError(self._difference(door))
-        try:
-            descriptor = self._open_arena_of(door, others)
-        except errors.EnvironmentFailure as error:
-            if not others:
-                self._remove_arena(door)
-                return False
+    def _lock_identity(self) -> list[int]:
+        # A copy of a data directory has the same text, but is another file.
+        return [] if self.lock is None else list(identity(self.lock.descriptor))
+
+    def _join(self, door: dict[str, Any], others: list[int]) -> None:
+        """The arena that others use: that very one, or none."""
+        if door.get("layout") != LAYOUT:
             raise errors.Locked(
                 errno.EBUSY,
-                f"{self.settings.path} is in use by pid {door.get('pid')} with another /dev/shm; "
+                f"{self._in_use(others)} with memory of layout {door.get('layout')}, this version "
+                f"of siltstone has layout {LAYOUT}: close it there first",
+            )
+        if not self._same(door):
+            raise errors.ConfigError(self._difference(door, others))
+        try:
+            self._attach_arena(self._open_arena_of(door, others), door)
+        except errors.EnvironmentFailure as error:
+            raise errors.Locked(
+                errno.EBUSY,
+                f"{self._in_use(others)} with another /dev/shm; "
                 'start both with the same one, or use arena="file"',
             ) from error
-        self._files.append(descriptor)
-        self.arena = Arena(0, 0, geometry(self.settings.ram)[1], {}, 0, descriptor, True)
-        self.arena_path = "" if door["arena"] == "memfd" else door["arena"]
-        if door["arena"] == "memfd":
-            self._memory_descriptor = descriptor
-        self.door = {**door, "pid": os.getpid()}
-        self.fresh = False
+        except errors.WrongFormat as error:
+            raise errors.Locked(
+                errno.EBUSY, f"{self._in_use(others)} with another layout of memory: {error}"
+            ) from error
+
+    def _inherit(self, door: dict[str, Any]) -> bool:
+        """Go on with the arena that a killed process left; False: it is of no use."""
+        if door.get("boot") != boot_id().hex() or not self._same(door):
+            return False
+        if door.get("lock") != self._lock_identity() or door["arena"] == "memfd":
+            return False
+        try:
+            self._attach_arena(self._open_arena_of(door, []), door)
+        except (errors.EnvironmentFailure, errors.WrongFormat) as error:
+            logger.warning("%s: memory left behind is not used: %s", self.settings.path, error)
+            self.fresh, self.arena_path, self.log = True, "", None
+            return False
         return True
 
+    def _attach_arena(self, descriptor: int, door: dict[str, Any]) -> None:
+        self._files.append(descriptor)
+        self.arena = Arena(0, 0, geometry(self.settings.ram)[1], {}, 0, descriptor, True)
+        if door["arena"] == "memfd":
+            self._memory_descriptor = descriptor
+        else:
+            self.arena_path = door["arena"]
+        if self.device is not None:
+            self.log = Log.attach(self.arena, self.device, live_map=self.live_map)
+        self.door = {**door, "pid": os.getpid()}
+        self.fresh = False
+
     def _open_arena_of(self, door: dict[str, Any], others: list[int]) -> int:
-        if door["arena"] != "memfd":
-            return open_arena_file(door["arena"], door["device"], door["inode"])
+        if door.get("arena") != "memfd":
+            return open_arena_file(
+                str(door.get("arena")), int(door.get("device", 0)), int(door.get("inode", 0))
+            )
         assert self.lock is not None
+        failure = errors.EnvironmentFailure(errno.ESTALE, "no living process has the arena")
         for slot in others:
-            text = self.lock.read(_DOOR_TEXT_BYTES + slot * 32, 32).strip(b"\0 ")
+            text = self.lock.read(DOOR_TEXT_BYTES + slot * 32, 32).strip(b"\0 ")
             pid, _, descriptor = text.partition(b" ")
-            if pid.isdigit() and descriptor.isdigit():
+            if not pid.isdigit() or not descriptor.isdigit():
+                continue
+            try:
                 return open_memfd_of(int(pid), int(descriptor), door["device"], door["inode"])
-        raise errors.EnvironmentFailure(errno.ESTALE, "no living process has the arena")
+            except errors.EnvironmentFailure as error:
+                failure = error  # its slot had another holder before: the next one may do
+        raise failure
 
     def _same(self, door: dict[str, Any]) -> bool:
-        mine = {**self._wanted()}
-        return all(door.get(name) == value for name, value in mine.items())
+        return all(door.get(name) == value for name, value in self._wanted().items())
 
     def _wanted(self) -> dict[str, Any]:
         settings = self.settings
@@ -332,14 +388,14 @@ class Attachment:
             "buffers": settings.buffers,
         }
 
-    def _difference(self, door: dict[str, Any]) -> str:
+    def _difference(self, door: dict[str, Any], others: list[int]) -> str:
         told = ", ".join(
             f"{name} {door.get(name)} (asked: {value})"
             for name, value in self._wanted().items()
             if door.get(name) != value
         )
         return (
-            f"{self.settings.path} is open in pid {door.get('pid')} with other settings: {told}; "
+            f"{self._in_use(others)} with other settings: {told}; "
             "use the same, or close it there first"
         )
 
@@ -353,26 +409,26 @@ class Attachment:
                 )
 
     def _remove_arena(self, door: dict[str, Any]) -> None:
+        """What the door names is of no use, unless the door came here with a copy."""
         name = str(door.get("arena", ""))
-        if os.path.basename(name).startswith("siltstone-"):
+        if door.get("lock") == self._lock_identity() and (
+            os.path.basename(name).startswith(orphans.NAME_START)
+        ):
             remove_files([name])
 
     def _open_engine(self) -> None:
         settings = self.settings
         shards, _ = geometry(settings.ram)
-        if self.device is not None:
-            count = max(2, settings.buffers // settings.buffer_size)
-            self.log = (
-                Log.create(
-                    self.arena,
-                    self.device,
-                    buffer_bytes=settings.buffer_size,
-                    buffers=count,
-                    live_map=self.live_map,
-                )
-                if self.fresh
-                else Log.attach(self.arena, self.device, live_map=self.live_map)
+        if self.device is not None and self.fresh:
+            self.log = Log.create(
+                self.arena,
+                self.device,
+                buffer_bytes=settings.buffer_size,
+                buffers=max(2, settings.buffers // settings.buffer_size),
+                live_map=self.live_map,
             )
+        elif self.log is not None:
+            self.log.occupy()
         self.engine = CacheEngine(self.arena, shards, self.log, self.fresh)
         self.engine.configure(
             item_size_max=settings.item_size_max,
@@ -404,7 +460,7 @@ class Attachment:
     def _note_memfd(self) -> None:
         if self.lock is not None and self._memory_descriptor >= 0:
             text = f"{os.getpid()} {self._memory_descriptor}".encode().ljust(32)
-            self.lock.write(_DOOR_TEXT_BYTES + self.arena.slot * 32, text)
+            self.lock.write(DOOR_TEXT_BYTES + self.arena.slot * 32, text)
 
     # Closing --------------------------------------------------------------------------------
 
@@ -421,6 +477,9 @@ class Attachment:
 
     def _close(self) -> None:
         self.background.stop()
+        self.engine.close()
+        while self.engine.inside:
+            self.clock.sleep(LEAVE_PAUSE_S)
         if self.lock is not None:
             self.lock.take_within(LockFile.DOOR, DOOR_LIMIT_MS)
             if not self.others():
@@ -444,6 +503,9 @@ class Attachment:
         self._write_door()
 
     def _abandon(self) -> None:
+        """Let go of everything. A new arena that nobody was told of goes, too."""
+        if self.lock is not None and self.arena_path and not self.closed and self.fresh:
+            remove_files([self.arena_path])
         if self.device is not None:
             self.device.close()
         for descriptor in self._files:
@@ -452,6 +514,55 @@ class Attachment:
         if self.lock is not None:
             self.lock.close()
             self.lock = None
+
+    # Forking --------------------------------------------------------------------------------
+
+    def after_fork_in_child(self) -> None:
+        """A private arena is a copy from here on, without flash; a shared one has a new member."""
+        self.pid = os.getpid()
+        self.background.after_fork()
+        if self.private:
+            fork.renew(self.engine)
+            self.lock = self.log = self.device = self.live_map = None  # the parent's
+            self._files = []
+            self.arena.occupy(0, self.pid, self.clock.now_ms())
+        else:
+            self._join_again()
+        for face in list(self.faces):
+            face._sleep()
+
+    def _join_again(self) -> None:
+        assert self.lock is not None
+        self.engine.inside = 0
+        try:
+            self.lock.take_within(LockFile.DOOR, DOOR_LIMIT_MS)
+            self.lock.take_or_refuse(LockFile.EXCLUSIVE, exclusive=False)
+            slot = self._take_slot(self.lock)
+            if self.device is not None:
+                self.device.lock_again()
+            door = read_door(self.lock)
+            if (door.get("device"), door.get("inode")) != (
+                self.door.get("device"), self.door.get("inode"),
+            ):  # fmt: skip
+                raise errors.Closed(f"{self.settings.path} was closed while this process forked")
+        except errors.SiltstoneError as error:
+            logger.error("the cache cannot be used in this forked process: %s", error)
+            self._drop_out()
+            return
+        self.arena.occupy(slot, self.pid, self.clock.now_ms(), self._memory_descriptor)
+        if self.log is not None:
+            self.log.occupy()
+        self._note_memfd()
+        self.lock.drop(LockFile.DOOR)
+
+    def _drop_out(self) -> None:
+        self.closed = True
+        _open_attachments.pop(self.key, None)
+        for face in list(self.faces):
+            face._unbind()
+        self.engine.close()
+        if self.lock is not None:
+            self.lock.close()
 
     # What faces ask for ----------------------------------------------------------------------
 
@@ -489,9 +600,38 @@ class Attachment:
         return verify_items(self.engine, progress)
 
 
-@atexit.register
 def _close_at_exit() -> None:
     # A program that forgets close() still leaves what a warm restart needs.
-    for attachment in list(_open_attachments.values()):
+    for attachment in list(_all_attachments):
+        for face in list(attachment.faces):
+            face._unbind()
         attachment.users = 1
         attachment.release()
+
+
+def _before_fork() -> None:
+    _guard.acquire()
+    for attachment in _all_attachments:
+        if attachment.private and not attachment.closed:
+            fork.hold(attachment.engine)
+
+
+def _after_fork_in_parent() -> None:
+    fork.release()
+    _guard.release()
+
+
+def _after_fork_in_child() -> None:
+    global _guard
+    _guard = threading.RLock()
+    for attachment in list(_all_attachments):
+        if not attachment.closed:
+            attachment.after_fork_in_child()
+
+
+atexit.register(_close_at_exit)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

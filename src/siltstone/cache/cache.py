@@ -9,9 +9,11 @@ Non-goals: durability (use `Store`), queries, transactions over several keys.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -64,6 +66,9 @@ class Cache(Face):
         self._resolved = codecs.resolve(self.settings.codec)
         self._attachment: Attachment = attach(self.settings, clock)
         self._bind(self._attachment.engine, self._resolved)
+        self._attachment.faces.add(self)
+        # a cache that nobody refers to any more lets go by itself
+        self._release = weakref.finalize(self, self._attachment.release)
 
     @property
     def path(self) -> Path | None:
@@ -99,6 +104,21 @@ class Cache(Face):
         """The values, in no order."""
         for _, value in self.items():
             yield value
+
+    def setdefault(self, key: Key, default: Any = None) -> Any:
+        """The value; when nothing is there, `default` is stored and given back."""
+        while True:
+            value = self.get(key, MISSING)
+            if value is not MISSING:
+                return value
+            if self.add(key, default):
+                return default
+
+    def update(
+        self, mapping: Mapping[Key, Any] | Iterable[tuple[Key, Any]] = (), **more: Any
+    ) -> None:
+        """Store every pair."""
+        self.set_many({**dict(mapping), **more})
 
     # Storing --------------------------------------------------------------------------------
 
@@ -143,6 +163,7 @@ class Cache(Face):
         return self._clock.now_ms() + min(int(seconds * 1000) or 1, 1 << 52)
 
     def _tag(self, tag: str | None) -> int:
+        self._check_open()
         return 0 if tag is None else self.engine.tag_of(tag.encode())
 
     def set_many(self, mapping: Mapping[Key, Any], ttl: TTL = None, tag: str | None = None) -> int:
@@ -178,6 +199,14 @@ class Cache(Face):
         until = self._until(ttl if expire is None else expire)
         return self._change(Change.TOUCH, key, expire_ms=until)[0] == Change.OK
 
+    def ttl(self, key: Key) -> float | None:
+        """Seconds that are left to the item; None when it has no end, or is not there."""
+        found = self._get_meta(key)
+        if found is None or not found[3]:
+            return None
+        left: float = max(0, found[3] - self._clock.now_ms()) / 1000
+        return left
+
     # Reading and changing in one step -------------------------------------------------------
 
     def get_with_token(self, key: Key, default: Any = None) -> tuple[Any, int | None]:
@@ -204,11 +233,11 @@ class Cache(Face):
         """Add `delta` and give back the sum, atomically. A missing key counts as `default`;
         without one it is a KeyError. The time to live stays."""
         if 0 <= delta < _U64:
-            status, number, _, _, _ = self._change(Change.INCR, key, delta=delta)
-            if status == Change.OK and number >= delta:
+            status, number, _, _, _ = self._change(
+                Change.INCR, key, delta=delta, options=Change.NO_WRAP
+            )
+            if status == Change.OK:
                 return number
-            if status == Change.OK:  # wrapped around at 2^64, as memcached's does: undo, go slow
-                self._change(Change.DECR, key, delta=number)
         return self._add_slowly(key, delta, default)
 
     def decr(self, key: Key, delta: int = 1, default: int | None = None) -> int:
@@ -335,17 +364,36 @@ class Cache(Face):
         """Hand what waits in write buffers to the operating system. Deletes nothing; to delete
         everything see `clear`."""
         self._check_open()
-        self._attachment.flush()
+        with self._inside():
+            self._attachment.flush()
 
     def sync(self) -> None:
         """`flush`, and on to the medium."""
         self._check_open()
-        self._attachment.sync()
+        with self._inside():
+            self._attachment.sync()
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        # close() in another thread waits for us
+        engine = self.engine
+        engine.enter()
+        try:
+            yield
+        finally:
+            engine.leave()
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes by name, memcached's where it has one."""
         self._check_open()
         return self._attachment.stats()
+
+    def volume(self) -> int:
+        """Bytes in use: memory of items and index, and live records on flash."""
+        self._check_open()
+        used = self.engine.arena.frames_used * self.engine.arena.frame_bytes
+        live: int = sum(segment["live_bytes"] for segment in self._attachment.segments())
+        return used + live
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> Report:
         """Read everything back and check it. `progress` is told (done, of)."""
@@ -361,7 +409,11 @@ class Cache(Face):
         """Let go of the cache; the last one out writes what a warm restart needs."""
         if not self.closed:
             self._unbind()
-            self._attachment.release()
+            self._release()
+
+    def _wake(self) -> None:
+        super()._wake()
+        self._attachment.work()
 
     def _check_open(self) -> None:
         if self.closed:
@@ -381,6 +433,9 @@ class Cache(Face):
     def __repr__(self) -> str:
         where = "memory" if self.settings.path is None else repr(str(self.settings.path))
         return f"<siltstone.Cache {where}{' closed' if self.closed else ''}>"
+
+
+MutableMapping.register(Cache)
 
 
 def _reopen(settings: CacheSettings) -> Cache:

@@ -19,8 +19,9 @@ from siltstone.cache.index cimport (
 )
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
+from siltstone.cache.tags cimport tag_fresh
 from siltstone.log.atomics cimport load64_relaxed
-from siltstone.log.log cimport LOG_ALIGNMENT, LOG_OK, log_current, log_dead, log_live
+from siltstone.log.log cimport LOG_ALIGNMENT, LOG_OK, log_dead, log_live
 
 cdef enum:
     PURGE_WORTH = 16            # slots, about 1 % of a full group
@@ -68,8 +69,7 @@ cdef int _view(cache_t *cache, shard_t *shard, request_t *request, record_t *rec
         return CACHE_OK
     if kind == SLOT_RAM:
         return _view_ram(cache, shard, request, view, now)
-    if slot_expired(cache, slot.high, now) or cache.log == NULL or (
-            not log_current(cache.log, slot_location(slot.low) * LOG_ALIGNMENT)):
+    if slot_expired(cache, slot.high, now) or not flash_current(cache, slot.low):
         unlink(cache, shard, request.hash, slot)
         view.slot = NULL
         return CACHE_OK
@@ -93,6 +93,10 @@ cdef int _view_ram(cache_t *cache, shard_t *shard, request_t *request, view_t *v
         view.slot = NULL
         return CACHE_OK
     if not item_has_key(cache, item, request.key, request.key_size):
+        return CACHE_OK
+    if item.flags & ITEM_TAG and not tag_fresh(cache.arena, item_tag(item)[0]):
+        unlink(cache, shard, request.hash, view.slot)
+        view.slot = NULL
         return CACHE_OK
     view.exists = True
     view.item = item
@@ -120,6 +124,10 @@ cdef int _view_flash(cache_t *cache, shard_t *shard, request_t *request, record_
     head = record_item(record)
     if flash_key_size(head) != request.key_size or (
             memcmp(record_key(record), request.key, request.key_size) != 0):
+        return CACHE_OK
+    if head.flags & ITEM_TAG and not tag_fresh(cache.arena, record_tag(record)):
+        unlink(cache, shard, request.hash, view.slot)
+        view.slot = NULL
         return CACHE_OK
     expiry = slot_expiry(view.slot.high)
     view.exists = True
@@ -546,6 +554,8 @@ cdef int _apply_number(cache_t *cache, shard_t *shard, request_t *request, view_
     if status != CACHE_OK:
         return status
     if not _parse_number(cache, view, &number):
+        return CACHE_NOT_NUMBER
+    if request.options & OPT_NO_WRAP and request.delta > (U64_MAX - number if incr else number):
         return CACHE_NOT_NUMBER
     if incr:
         number += request.delta

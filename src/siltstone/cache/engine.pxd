@@ -64,6 +64,7 @@ cdef enum cache_option_t:
     OPT_WANT_VALUE = 512    # META_GET, DELETE (pop), INCR: reply.value gets a copy
     OPT_STR_KEY = 1024      # the key was a str (iteration gives back what stored it)
     OPT_TAG = 2048          # request.tag
+    OPT_NO_WRAP = 4096      # INCR, DECR: CACHE_NOT_NUMBER instead of passing 2^64 or 0
 
 cdef struct meta_t:
     uint64_t cas
@@ -211,3 +212,5 @@ cdef class CacheEngine:
     cdef int64_t manual_ms      # tests: the time, while cache.clock_ms points here
     cdef readonly Arena arena
     cdef readonly Log log
+    cdef readonly bint closed   # device and files are gone: no thread may go in
+    cdef public int inside      # threads that are in the engine without the GIL; under the GIL

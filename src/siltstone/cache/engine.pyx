@@ -14,20 +14,20 @@ from siltstone.cache.engine cimport *
 from siltstone.cache.eviction cimport make_room, unlink
 from siltstone.cache.flash cimport (
     flash_idle_s, flash_item_t, flash_key_size, flash_read, flash_record_free,
-    flash_record_room, record_item,
-    record_key, record_value,
+    flash_record_room, record_item, record_key, record_tag, record_value,
 )
 from siltstone.cache.hashing cimport siphash13
 from siltstone.cache.index cimport index_prefetch, index_probe
 from siltstone.cache.large cimport large_write
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
+from siltstone.cache.tags cimport tag_count, tag_evict, tag_fresh, tag_word, tags_init
 from siltstone.log.arena cimport (
     PROCESS_COUNTERS, PROCESS_SLOTS, SECTION_CACHE, SECTION_PROCESSES, Arena, frame_size,
-    frames_free, lock_init, process_t, section, frames_trim,
+    frames_free, frames_trim, lock_init, lock_timeouts, process_t, section,
 )
 from siltstone.log.atomics cimport add64, cas64, cpu_pause, fence_acquire, load64
-from siltstone.log.log cimport LOG_ALIGNMENT, Log, log_current
+from siltstone.log.log cimport LOG_ALIGNMENT, Log
 
 from siltstone import errors
 
@@ -82,7 +82,7 @@ cdef int _look(cache_t *cache, shard_t *shard, const char *key, uint32_t key_siz
     if slot_expired(cache, cursor.slot_word_high, now):
         return LOOK_REMOVE
     cursor.position = slot_location(low) * LOG_ALIGNMENT
-    if cache.log == NULL or not log_current(cache.log, cursor.position):
+    if not flash_current(cache, low):
         return LOOK_REMOVE
     _slot_meta(&cursor.meta, low)
     return CACHE_FLASH
@@ -108,6 +108,10 @@ cdef int _look_ram(cache_t *cache, const char *key, uint32_t key_size, read_t *c
         return CACHE_MISS
     cursor.meta.expire_ms = item_expiry(item)[0] if head.flags & ITEM_EXPIRY else 0
     if cursor.meta.expire_ms and cursor.meta.expire_ms <= now:
+        return LOOK_REMOVE
+    if cursor.slot_word & SLOT_TAGGED and head.flags & ITEM_TAG and (
+            not tag_fresh(cache.arena, (<uint64_t *>(
+                <char *>item + 24 + (8 if head.flags & ITEM_EXPIRY else 0)))[0])):
         return LOOK_REMOVE
     cursor.item = <char *>item
     cursor.value = NULL if head.flags & ITEM_PARTS else content + key_size
@@ -173,7 +177,10 @@ cdef int _found_or_left(cache_t *cache, shard_t *shard, uint64_t hash, read_t *c
     if status == LOOK_REMOVE:
         if not _remove_exact(cache, shard, hash, cursor.slot_word, now_ms(cache)):
             return CACHE_BUSY
-        if slot_kind(cursor.slot_word) == SLOT_RAM or (
+        if slot_kind(cursor.slot_word) == SLOT_RAM and cursor.slot_word & SLOT_TAGGED and (
+                not slot_expired(cache, cursor.slot_word_high, now_ms(cache))):
+            count(cache, COUNT_GET_FLUSHED, 1)
+        elif slot_kind(cursor.slot_word) == SLOT_RAM or (
                 slot_expired(cache, cursor.slot_word_high, now_ms(cache))):
             count(cache, COUNT_GET_EXPIRED, 1)
         else:
@@ -188,7 +195,7 @@ cdef int _found_or_left(cache_t *cache, shard_t *shard, uint64_t hash, read_t *c
 cdef bint _remove_exact(cache_t *cache, shard_t *shard, uint64_t hash,
                         uint64_t word, int64_t now) noexcept nogil:
     # The slot goes if it still says the very same place. A miss must stay a miss. A place in RAM
-    # may hold a younger item by now, so that one must have expired too.
+    # may hold a younger item by now, so that one must have expired (or been evicted) too.
     cdef slot_t *slot
     if not shard_enter(cache, shard):
         return False
@@ -204,9 +211,13 @@ cdef inline bint _expired(cache_t *cache, slot_t *slot, int64_t now) noexcept no
     # Of an item in RAM, under the lock.
     cdef uint64_t offset = slot_location(slot.low) * 8, here = 0
     cdef item_t head
-    return item_snapshot(cache, offset, &head, &here) and head.flags & ITEM_EXPIRY != 0 and (
-        item_expiry(item_at(cache, offset))[0] != 0
-        and item_expiry(item_at(cache, offset))[0] <= now)
+    cdef item_t *item = item_at(cache, offset)
+    if not item_snapshot(cache, offset, &head, &here):
+        return False
+    if head.flags & ITEM_TAG and not tag_fresh(cache.arena, item_tag(item)[0]):
+        return True
+    return head.flags & ITEM_EXPIRY != 0 and (
+        item_expiry(item)[0] != 0 and item_expiry(item)[0] <= now)
 
 cdef void cache_copy(read_t *cursor, char *destination) noexcept nogil:
     # cache_find checked place and size against the frame and then the sequence; whatever happened
@@ -300,6 +311,12 @@ cdef int _fetched(cache_t *cache, const char *key, uint32_t key_size, uint64_t h
     if flash_key_size(head) != key_size or memcmp(record_key(record), key, key_size) != 0:
         count(cache, COUNT_GET_MISSES, 1)
         return CACHE_MISS               # another key with the same 48 bits: absence is proved
+    if head.flags & ITEM_TAG and not tag_fresh(cache.arena, record_tag(record)):
+        if not _remove_exact(cache, <shard_t *>cursor.shard, hash, cursor.slot_word, 0):
+            return CACHE_BUSY
+        count(cache, COUNT_GET_FLUSHED, 1)
+        count(cache, COUNT_GET_MISSES, 1)
+        return CACHE_MISS
     _record_meta(cache, &cursor.meta, head, cursor)
     cursor.value = record_value(record)
     cursor.value_size = record.value_size
@@ -351,6 +368,7 @@ cdef int cache_execute(cache_t *cache, request_t *request, record_t *record,
                        reply_t *reply) noexcept nogil:
     cdef shard_t *shard = shard_of(cache, request.hash)
     cdef int status, tries = 0
+    cdef uint32_t timeouts = lock_timeouts()
     cdef uint64_t needed
     cdef bint force = False
     request.position = 0
@@ -368,7 +386,8 @@ cdef int cache_execute(cache_t *cache, request_t *request, record_t *record,
             if not _reply_grown(reply):
                 return CACHE_NO_MEMORY
         elif status == NEED_INDEX:
-            if not make_room(cache, 1 + cache.index_reserve) and not _squeeze(cache):
+            if not make_room(cache, 1 + cache.index_reserve) and not _squeeze(cache) and (
+                    lock_timeouts() == timeouts):
                 # what is left to give up is the group's oldest flash slots
                 if force:
                     break
@@ -376,10 +395,13 @@ cdef int cache_execute(cache_t *cache, request_t *request, record_t *record,
         elif status == NEED_FRAMES:
             needed = request.value_size + request.key_size + reply.meta.value_size
             if not make_room(cache, 2 + <uint32_t>(needed // cache.frame_bytes)) and (
-                    not _squeeze(cache)):
+                    not _squeeze(cache) and lock_timeouts() == timeouts):
                 break
         else:
             return status
+        if lock_timeouts() != timeouts:
+            count(cache, COUNT_BUSY, 1)     # somebody is stopped: nothing was changed
+            return CACHE_BUSY
     return _refuse(cache, shard, request)
 
 cdef bint _too_large_for_ram(cache_t *cache, request_t *request) noexcept nogil:
@@ -489,8 +511,29 @@ cdef class CacheEngine:
                 memset(&cache.shards[number], 0, sizeof(shard_t))
                 lock_init(&cache.shards[number].lock, cache.arena.shared)
                 cache.shards[number].number = number
+            tags_init(cache.arena)
         if not compaction_open(cache):
             raise MemoryError()
+
+    def enter(self) -> None:
+        """Before a call that lets go of the GIL; `leave` afterwards. Closed when it is too late."""
+        if self.closed:
+            raise errors.Closed("this cache is closed")
+        self.inside += 1
+
+    def leave(self) -> None:
+        self.inside -= 1
+
+    def close(self) -> None:
+        """No thread goes in any more; the caller waits until `inside` is 0."""
+        self.closed = True
+
+    def lose_flash(self) -> None:
+        """In a forked child with a private arena: what is on flash is the parent's alone."""
+        self.cache.log = NULL
+        self.cache.flush_note = NULL        # both in the parent's live map
+        self.cache.cas_ceiling = NULL
+        self.log = None
 
     def __dealloc__(self):
         if self.cache != NULL:
@@ -568,6 +611,19 @@ cdef class CacheEngine:
             word = load64(place)
         flush_noted(self.cache)
 
+    def tag_of(self, bytes tag not None) -> int:
+        """What an item stored under `tag` now carries; see tags.pxd."""
+        return tag_word(self.cache.arena, siphash13(self.cache.arena.header.secret, tag, len(tag)))
+
+    def tag_stored(self, uint64_t word) -> None:
+        """One more item was stored under that tag."""
+        tag_count(self.cache.arena, word)
+
+    def evict_tag(self, bytes tag not None) -> int:
+        """Every item stored under `tag` until now is gone; how many were stored."""
+        return tag_evict(self.cache.arena,
+                         siphash13(self.cache.arena.header.secret, tag, len(tag)))
+
     @property
     def recache_rate(self) -> int:
         return self.cache.recache_rate
@@ -603,4 +659,6 @@ cdef class CacheEngine:
             sums["groups"] += shard.groups
             sums["small_frames"] += shard.queue[QUEUE_SMALL].frames
             sums["main_frames"] += shard.queue[QUEUE_MAIN].frames
+        if self.cache.log == NULL:
+            sums["items_flash"] = 0     # after lose_flash: slots that are still to be met
         return sums

@@ -12,6 +12,7 @@ cdef enum room_t:
     ROOM_SEGMENT = 3        # no segment is free: reclaim one, then again
     ROOM_GROW = 4           # demotion.positions needs demotion.capacity entries
     ROOM_KEPT = 5           # a pass over a frame freed nothing, but made progress
+    ROOM_BUSY = 6           # a lock of the log was not had in time
 
 # Outside every lock: until `frames` frames are free above the reserve. False: no way.
 cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil

@@ -20,12 +20,16 @@ from siltstone.cache.hashing cimport siphash13
 from siltstone.cache.index cimport group_slot, group_sound, index_group, index_probe, index_remove
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport *
-from siltstone.log.arena cimport frame_address, frame_t, frames_free
+from siltstone.cache.tags cimport tag_fresh
+from siltstone.log.arena cimport frame_address, frame_t, frames_free, lock_timed_out
 from siltstone.log.atomics cimport add32, load32_relaxed
 from siltstone.log.log cimport (
-    LOG_ALIGNMENT, LOG_NO_BUFFER, LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, log_current, log_dead,
-    log_live, log_make_room,
+    LOG_ALIGNMENT, LOG_BUSY, LOG_NO_BUFFER, LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, log_dead, log_live,
+    log_make_room,
 )
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int)
 
 cdef enum:
     # A frame below 5/8 live is emptied before the oldest one: freeing a frame then costs at most
@@ -40,7 +44,9 @@ cdef enum:
     MODE_COMPACT = 1
     GHOST_SHARE = 4             # ghosts remembered: items in RAM / this
     LOW_TTL_MIN_MS = 2000       # what expires sooner never goes to flash
-    IDLE_PATIENCE = 8           # shards tried in vain before one is waited for
+    HELD_ROUND = 8              # shards in a row that others are in, then a pause
+    HELD_PAUSE_US = 100
+    HELD_MAX = 80_000           # 1 s
     WAITS_MAX = 1000            # of 1 ms for a write in flight elsewhere; then refused
 
 # Taking items away --------------------------------------------------------------------------
@@ -88,6 +94,14 @@ cdef void unlink(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot) no
 cdef bint _ghost_stale(shard_t *shard, uint64_t low) noexcept nogil:
     return shard.evictions - slot_location(low) > shard.items_ram // GHOST_SHARE
 
+cdef bint _gone(cache_t *cache, slot_t *slot, int64_t now) noexcept nogil:
+    # Of an item in RAM: expired to the millisecond, or its tag was evicted. For those on flash
+    # the record would have to be read.
+    cdef item_t *item = item_at(cache, slot_location(slot.low) * 8)
+    if item.flags & ITEM_EXPIRY and item_expiry(item)[0] and item_expiry(item)[0] <= now:
+        return True
+    return item.flags & ITEM_TAG and not tag_fresh(cache.arena, item_tag(item)[0])
+
 cdef uint32_t purge_group(cache_t *cache, shard_t *shard, group_t *group, bint ghosts,
                           int64_t now) noexcept nogil:
     cdef uint32_t place = 0, gone = 0
@@ -110,8 +124,9 @@ cdef uint32_t purge_group(cache_t *cache, shard_t *shard, group_t *group, bint g
             if not slot.low & SLOT_FETCHED:
                 count(cache, COUNT_EXPIRED_UNFETCHED, 1)
         elif kind == SLOT_FLASH:
-            dead = cache.log == NULL or (
-                not log_current(cache.log, slot_location(slot.low) * LOG_ALIGNMENT))
+            dead = not flash_current(cache, slot.low)
+        elif kind == SLOT_RAM and (slot.low & SLOT_TAGGED or slot_expiry(slot.high)):
+            dead = _gone(cache, slot, now)
         if dead:
             release(cache, shard, slot)
             index_remove(cache, shard, group, slot)     # fills `place` anew: look again
@@ -237,7 +252,7 @@ cdef int _retire(cache_t *cache, shard_t *shard, item_t *item, int queue, int mo
             return ROOM_MADE
     elif mode == MODE_COMPACT and _move(cache, shard, slot, item, queue):
         return ROOM_MADE
-    if item.flags & ITEM_EXPIRY and item_expiry(item)[0] and item_expiry(item)[0] <= now:
+    if _gone(cache, slot, now):
         count(cache, COUNT_RECLAIMED, 1)
         if not slot.low & SLOT_FETCHED:
             count(cache, COUNT_EXPIRED_UNFETCHED, 1)
@@ -302,6 +317,8 @@ cdef int _to_flash(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, 
         return ROOM_SEGMENT
     if result == LOG_SHORT:
         return ROOM_GROW
+    if result == LOG_BUSY:
+        return ROOM_BUSY
     if result != LOG_OK or position // LOG_ALIGNMENT > <uint64_t>0xfffffffffffff:
         return ROOM_KEPT
     count(cache, COUNT_FLASH_WRITES, 1)
@@ -382,17 +399,11 @@ cdef shard_t *_victim_shard(cache_t *cache) noexcept nogil:
             best = shard
     return best
 
-cdef inline bint _victim_entered(cache_t *cache, shard_t *shard, uint32_t idle) noexcept nogil:
-    # Rather another shard than waiting for this one, but not for ever: where all are in use, who
-    # only tried would be refused although there is plenty to evict.
-    return shard_try_enter(cache, shard) or (
-        idle % IDLE_PATIENCE == IDLE_PATIENCE - 1 and shard_enter(cache, shard))
-
 cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
     cdef demotion_t demotion
     cdef shard_t *shard
     cdef int result = ROOM_KEPT
-    cdef uint32_t idle = 0, waits = 0, fruitless = 0
+    cdef uint32_t idle = 0, waits = 0, held = 0, fruitless = 0
     cdef uint32_t used = load32_relaxed(&cache.arena.header.frames_used)
     # A hot item is passed over at most three times: so many steps without a frame fewer in use
     # mean that there is none to be had. `idle` counts steps in a row that found nothing at all.
@@ -403,10 +414,17 @@ cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
             idle < 4 * cache.shard_count + 64 and fruitless < fruitless_max):
         if result != ROOM_WRITE and result != ROOM_SEGMENT and result != ROOM_GROW:
             shard = _victim_shard(cache)
-        if shard == NULL or not _victim_entered(cache, shard, idle):
-            idle += 1
+        if shard == NULL or not shard_try_enter(cache, shard):
+            # somebody is inside, and may have lost the processor there
+            idle += shard == NULL
+            held += shard != NULL
+            if held % HELD_ROUND == HELD_ROUND - 1:
+                usleep(HELD_PAUSE_US)
+            if held >= HELD_MAX:
+                break
             result = ROOM_KEPT
             continue
+        held = 0
         result = evict_step(cache, shard, now_ms(cache), &demotion)
         shard_leave(shard)
         # once is enough: others may take what was made before the caller does
@@ -417,8 +435,12 @@ cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
         if result == ROOM_WRITE or (result == ROOM_SEGMENT and not reclaim(cache)):
             # waits at most 1 ms when all are being written by others
             waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
+        elif result == ROOM_BUSY:
+            break
         elif result == ROOM_GROW:
             if not demotion_grow(&demotion):
                 break
+    if waits >= WAITS_MAX or held >= HELD_MAX:
+        lock_timed_out()
     demotion_free(&demotion)
     return made

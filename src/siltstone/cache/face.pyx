@@ -38,6 +38,7 @@ class Change:
     SET, ADD, REPLACE, APPEND, PREPEND = OP_SET, OP_ADD, OP_REPLACE, OP_APPEND, OP_PREPEND
     DELETE, INCR, DECR, TOUCH, META_GET = OP_DELETE, OP_INCR, OP_DECR, OP_TOUCH, OP_META_GET
     CAS, KEEP_TTL, WANT_VALUE, VIVIFY = OPT_CAS, OPT_KEEP_TTL, OPT_WANT_VALUE, OPT_VIVIFY
+    NO_WRAP = OPT_NO_WRAP
     OK, MISS, NOT_STORED, EXISTS = CACHE_OK, CACHE_MISS, CACHE_NOT_STORED, CACHE_EXISTS
     NOT_NUMBER = CACHE_NOT_NUMBER
 
@@ -65,6 +66,7 @@ cdef class Face:
     cdef cache_t *_cache
     cdef readonly CacheEngine engine
     cdef object _codec
+    cdef bint _asleep       # in a forked child: background work starts with the first change
     cdef record_t *_records[RECORDS_KEPT]
     cdef int _record_count
 
@@ -86,6 +88,13 @@ cdef class Face:
     def _unbind(self):
         # the engine itself lives until the last thread inside it has left
         self._cache = NULL
+
+    def _sleep(self):
+        self._asleep = True
+
+    def _wake(self):
+        """Overridden: start background work again."""
+        self._asleep = False
 
     @property
     def closed(self) -> bool:
@@ -160,6 +169,7 @@ cdef class Face:
         cdef record_t *record = self._record_take()
         cdef int status
         cdef object value = None
+        self.engine.inside += 1
         try:
             status = cache_fetch(cache, key.data, <uint32_t>key.size, hash, cursor, record,
                                  LOG_NOWAIT)
@@ -173,6 +183,7 @@ cdef class Face:
             elif status != CACHE_MISS:
                 raise_for(status)
         finally:
+            self.engine.inside -= 1
             self._record_give(record)
         return value
 
@@ -246,23 +257,29 @@ cdef class Face:
     # Changing -------------------------------------------------------------------------------
 
     cdef int _execute(self, cache_t *cache, request_t *request, reply_t *reply) except -1:
-        cdef record_t *record = NULL
         cdef int status
         memset(reply, 0, sizeof(reply_t))
+        if self._asleep:
+            self._wake()
+        self.engine.inside += 1
         with nogil:
             request.hash = cache_hash(cache, request.key, request.key_size)
             status = cache_execute(cache, request, NULL, reply)
-        if status == CACHE_FLASH:
-            record = self._record_take()
-            try:
-                with nogil:
-                    while status == CACHE_FLASH:
-                        if cache_read_record(cache, reply.position, record, 0) == CACHE_NO_MEMORY:
-                            status = CACHE_NO_MEMORY
-                            break
-                        status = cache_execute(cache, request, record, reply)
-            finally:
-                self._record_give(record)
+        self.engine.inside -= 1
+        return status if status != CACHE_FLASH else self._execute_flash(cache, request, reply)
+
+    cdef int _execute_flash(self, cache_t *cache, request_t *request, reply_t *reply) except -1:
+        cdef record_t *record = self._record_take()
+        cdef int status = CACHE_FLASH
+        self.engine.inside += 1
+        with nogil:
+            while status == CACHE_FLASH:
+                if cache_read_record(cache, reply.position, record, 0) == CACHE_NO_MEMORY:
+                    status = CACHE_NO_MEMORY
+                    break
+                status = cache_execute(cache, request, record, reply)
+        self.engine.inside -= 1
+        self._record_give(record)
         return status
 
     cdef int _store(self, object key, object value, int64_t expire_ms) except -1:
@@ -334,6 +351,8 @@ cdef class Face:
                 value = PyBytes_FromStringAndSize(reply.value, <Py_ssize_t>reply.meta.value_size)
         finally:
             free(reply.value)
+        if tag and status == CACHE_OK:
+            self.engine.tag_stored(tag)
         return status, reply.number, reply.meta.cas, value, reply.meta.client_flags
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import inspect
 import itertools
 import threading
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from siltstone import codecs
 from siltstone.codecs import Key
+from siltstone.errors import InvalidKey
 
 if TYPE_CHECKING:
     from siltstone.cache.cache import Cache
@@ -140,7 +142,7 @@ def memoized(
         named = sorted((key, value) for key, value in kwargs.items() if key not in ignore)
         parts = [_hashable(value, typed) for value in kept]
         parts += [(key, _hashable(value, typed)) for key, value in named]
-        return (base, *parts) if not named else (base, *parts, "")
+        return _short((base, *parts, "") if named else (base, *parts))
 
     if inspect.iscoroutinefunction(function):
 
@@ -158,6 +160,15 @@ def memoized(
 
     wrapper.__cache_key__ = cache_key  # type: ignore[attr-defined]
     return wrapper
+
+
+def _short(key: tuple[Key, ...]) -> Key:
+    """The key, or its digest when the arguments are too long for one."""
+    try:
+        codecs.encode_key(key)
+    except InvalidKey:
+        return (key[0], hashlib.blake2b(repr(key).encode(), digest_size=32).digest())
+    return key
 
 
 def _hashable(value: Any, typed: bool) -> Key:

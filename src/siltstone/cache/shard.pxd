@@ -18,7 +18,7 @@ from siltstone.log.arena cimport (
 from siltstone.log.atomics cimport (
     add64, fence_release, load64, load64_relaxed, store64, store64_relaxed,
 )
-from siltstone.log.log cimport log_t
+from siltstone.log.log cimport LOG_ALIGNMENT, log_current, log_t
 
 cdef enum:
     CAS_AHEAD = 1 << 20         # CAS numbers that are skipped when the arena is lost
@@ -182,6 +182,11 @@ cdef extern from *:
     """
     const uint64_t SLOT_FETCHED, SLOT_STALE, SLOT_WON, SLOT_TAGGED
     const uint64_t SLOT_STATE_MASK, SLOT_HASH_MASK, SLOT_HOT_MASK, SLOT_HIGH_HASH_MASK
+
+cdef inline bint flash_current(cache_t *cache, uint64_t low) noexcept nogil:
+    # Of a flash slot: is its segment still there? Never, when the cache lost its flash (a child
+    # of fork with a private arena).
+    return cache.log != NULL and log_current(cache.log, slot_location(low) * LOG_ALIGNMENT)
 
 cdef inline uint64_t slot_hash_low(uint64_t hash40) noexcept nogil:
     return hash40 << 60

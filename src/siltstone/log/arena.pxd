@@ -89,10 +89,16 @@ cdef struct arena_t:
     bint shared                 # mapped by other processes too
 
 cdef int lock_init(lock_t *lock, bint shared) noexcept nogil
-cdef int lock_take(lock_t *lock) noexcept nogil             # waits at most 1 s; lock_result_t
+# Waits at most 1 s; lock_result_t. A thread that waited in vain waits little (2 ms) for its next
+# second: an operation that needs several locks then stays bounded, whatever is held by whom.
+cdef int lock_take(lock_t *lock) noexcept nogil
 cdef int lock_try(lock_t *lock) noexcept nogil              # does not wait; lock_result_t
 cdef void lock_repaired(lock_t *lock) noexcept nogil        # after LOCK_OWNER_DIED and the repair
 cdef void lock_drop(lock_t *lock) noexcept nogil
+# How often this thread waited in vain: an operation that failed and sees another number than at
+# its start failed because somebody else is stopped. `lock_timed_out` adds other such waits.
+cdef uint32_t lock_timeouts() noexcept nogil
+cdef void lock_timed_out() noexcept nogil
 
 cdef inline char *section(arena_t *arena, int which) noexcept nogil:
     return arena.base + arena.header.section_offset[which]

@@ -70,15 +70,40 @@ cdef extern from *:
     static inline void silt_forget_memory(void *place, unsigned long size) {
         (void)!madvise(place, size, MADV_DONTNEED);
     }
+    static __thread uint32_t silt_timeouts;     /* waits in vain of this thread */
+    static __thread int64_t silt_gave_up_ms;    /* when it last gave up a full wait */
+    static int64_t silt_monotonic_ms(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    }
+    /* A full wait, or a short one soon after a full wait was in vain. */
+    static int silt_lock_patiently(pthread_mutex_t *mutex, long full_ms, long short_ms) {
+        int tired = silt_gave_up_ms && silt_monotonic_ms() - silt_gave_up_ms < full_ms;
+        int result = silt_lock_within(mutex, tired ? short_ms : full_ms);
+        if (result == ETIMEDOUT) {
+            silt_timeouts++;
+            if (!tired) silt_gave_up_ms = silt_monotonic_ms();
+        } else {
+            silt_gave_up_ms = 0;
+        }
+        return result;
+    }
+    static inline uint32_t silt_timeouts_of_thread(void) { return silt_timeouts; }
+    static inline void silt_note_timeout(void) { silt_timeouts++; }
     """
     void forget_memory "silt_forget_memory"(void *place, unsigned long size) noexcept nogil
-    int lock_within "silt_lock_within"(pthread_mutex_t *, long timeout_ms) noexcept nogil
+    int lock_patiently "silt_lock_patiently"(pthread_mutex_t *, long full_ms,
+                                             long short_ms) noexcept nogil
+    uint32_t timeouts_of_thread "silt_timeouts_of_thread"() noexcept nogil
+    void note_timeout "silt_note_timeout"() noexcept nogil
     uint32_t own_pid "silt_own_pid"() noexcept nogil
     void forget_pid "silt_forget_pid"() noexcept nogil
 
 cdef uint64_t ARENA_MAGIC = 0x616e6572614c5453      # "STLarena", little-endian
 cdef long LOCK_TIMEOUT_MS = 1000
 cdef uint32_t TRIM_FRAMES = 64
+cdef long LOCK_SHORT_MS = 2
 cdef int LOCK_SPINS = 64        # a shard is held well under a microsecond: spin before sleeping
 
 cdef int lock_init(lock_t *lock, bint shared) noexcept nogil:
@@ -112,7 +137,13 @@ cdef int lock_take(lock_t *lock) noexcept nogil:
         if result != EBUSY:
             return _taken(lock, result)
         cpu_pause()
-    return _taken(lock, lock_within(&lock.mutex, LOCK_TIMEOUT_MS))
+    return _taken(lock, lock_patiently(&lock.mutex, LOCK_TIMEOUT_MS, LOCK_SHORT_MS))
+
+cdef uint32_t lock_timeouts() noexcept nogil:
+    return timeouts_of_thread()
+
+cdef void lock_timed_out() noexcept nogil:
+    note_timeout()
 
 cdef void lock_repaired(lock_t *lock) noexcept nogil:
     pthread_mutex_consistent(&lock.mutex)

@@ -21,7 +21,7 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -418,6 +418,11 @@ class FileDevice(Device):
             ),
         )
 
+    def lock_again(self) -> None:
+        """In a forked child of a member: locks are not inherited."""
+        for file in self._files:
+            self._take_lock(file)
+
     def punch(self, slot: int) -> None:
         number, offset = self.handle.place(slot)
         with contextlib.suppress(OSError):  # not every file system can: the space stays taken
@@ -626,6 +631,27 @@ def open_arena_file(path: StrPath, device: int, inode: int) -> int:
     except OSError as error:
         raise _opening_failed(name, error) from error
     return _checked_arena(descriptor, name, device, inode)
+
+
+def list_directory(directory: StrPath, start: str) -> Iterator[tuple[str, int, int]]:
+    """This user's regular files whose names start so: (path, descriptor, changed in Unix ms).
+
+    The caller closes the descriptors. Files that go meanwhile are left out.
+    """
+    try:
+        names = [entry.path for entry in os.scandir(directory) if entry.name.startswith(start)]
+    except OSError:
+        return
+    for name in names:
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+            yield name, descriptor, found.st_mtime_ns // 1_000_000
+        else:
+            os.close(descriptor)
 
 
 def create_memfd(size: int) -> int:

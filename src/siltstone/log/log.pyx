@@ -724,6 +724,12 @@ cdef class Log:
             raise errors.ConfigError("no such process slot")
         self._log.dead_slots[slot >> 6] |= <uint64_t>1 << (slot & 63)
 
+    def occupy(self) -> None:
+        """The process has the arena's slot that the arena says now (a forked child)."""
+        self._log.process_slot = self.arena.arena.slot
+        self._log.statistics = &self._log.header.statistics[
+            self._log.process_slot % STATISTICS_STRIPES]
+
     def after_fork(self) -> None:
         """In the child of a fork, for a private arena: fresh locks, no writers."""
         cdef uint32_t number

@@ -1,0 +1,73 @@
+"""fork() of a process that has a cache with a private arena.
+
+The child gets a copy of the arena as it is at that instant. `hold` takes every lock, so that no
+structure is half changed then; in the parent `release` drops them, in the child, where they are
+held by a thread that is not there, `renew` makes them new. A lock that was not had in time belongs
+to a thread that is stopped inside: in the child its shard is emptied. Called by the attachment's
+fork hooks, in that order, on the forking thread. Lock order: architecture, "Locks".
+"""
+from libc.stdint cimport uint32_t
+
+from siltstone.cache.engine cimport CacheEngine
+from siltstone.cache.shard cimport cache_t, shard_clear, shard_t
+from siltstone.log.arena cimport (
+    LOCK_BUSY, LOCK_OWNER_DIED, lock_drop, lock_init, lock_repaired, lock_t, lock_take,
+)
+from siltstone.log.state cimport log_t
+
+cdef enum:
+    HELD_MAX = 4096 + 64        # shards, streams, and a few
+
+cdef struct held_t:
+    uint32_t count
+    lock_t *locks[HELD_MAX]
+
+cdef held_t _held
+
+
+cdef void _hold(lock_t *lock) noexcept nogil:
+    cdef int result = lock_take(lock)
+    if result == LOCK_OWNER_DIED:
+        lock_repaired(lock)     # threads of a private arena do not die inside a lock
+    if result != LOCK_BUSY and _held.count < HELD_MAX:
+        _held.locks[_held.count] = lock
+        _held.count += 1
+
+
+def hold(CacheEngine engine not None) -> None:
+    """Before the fork: nobody is inside."""
+    cdef cache_t *cache = engine.cache
+    cdef log_t *log = cache.log
+    cdef uint32_t number
+    with nogil:
+        for number in range(cache.shard_count):
+            _hold(&cache.shards[number].lock)
+        if log != NULL:
+            for number in range(log.header.stream_count):
+                _hold(&log.streams[number].lock)
+            _hold(&log.header.segments_lock)
+        _hold(&cache.arena.header.pool_lock)
+
+
+def release() -> None:
+    """In the parent, after `hold` of all its caches."""
+    while _held.count:
+        _held.count -= 1
+        lock_drop(_held.locks[_held.count])
+
+
+def renew(CacheEngine engine not None) -> None:
+    """In the child: nobody holds anything, and nothing is on flash any more."""
+    cdef cache_t *cache = engine.cache
+    cdef shard_t *shard
+    cdef uint32_t number
+    _held.count = 0
+    engine.lose_flash()
+    engine.inside = 0
+    engine.arena.after_fork()
+    for number in range(cache.shard_count):
+        shard = &cache.shards[number]
+        lock_init(&shard.lock, False)
+        if shard.sequence & 1:
+            shard_clear(cache, shard)
+            shard.sequence += 1
