@@ -215,7 +215,11 @@ class Rig:
     """Starts, kills and ends the workers. Opens the cache itself only in `settle`."""
 
     def __init__(
-        self, path: Path, rng: random.Random, workers: int = 3, settings: dict[str, Any] | None = None
+        self,
+        path: Path,
+        rng: random.Random,
+        workers: int = 3,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         self.path, self.rng, self.workers = path, rng, workers
         self.settings = settings or {}

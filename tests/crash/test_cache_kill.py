@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import time
 from pathlib import Path
 
 import pytest
-from killrig import SETTINGS, Rig, check_engine, key_of, plain
-
-import siltstone
-from siltstone import errors
-from siltstone.cache import fork
+from killrig import Rig
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 

@@ -353,7 +353,7 @@ def test_iteration_while_it_changes(cache: siltstone.Cache) -> None:
 
 
 def test_clear(cache: siltstone.Cache) -> None:
-    cache.set_many({number: "x" * 500 for number in range(3000)})
+    cache.set_many(dict.fromkeys(range(3000), "x" * 500))
     cache.clear()
     assert 5 not in cache
     assert list(cache) == []

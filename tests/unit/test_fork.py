@@ -131,7 +131,10 @@ def test_a_private_cache_with_flash_goes_on_in_ram_only(tmp_path: Path) -> None:
         assert 0 < kept < 2500
         assert on_flash == 0
         assert evicted
-        assert ((tmp_path / "flash").read_bytes(), (tmp_path / "live").read_bytes()[4096:]) == before
+        assert (
+            (tmp_path / "flash").read_bytes(),
+            (tmp_path / "live").read_bytes()[4096:],
+        ) == before
         assert sum(cache.get(number) == b"%d." % number * 400 for number in range(2500)) == 2500
         check_engine(cache)
 
