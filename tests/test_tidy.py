@@ -44,7 +44,7 @@ TOP = {
 }  # commands: use everything, are used by no layer
 
 # One seam to the operating system, one to time and chance.
-SEAMS = {"log/device.py", "log/workers.pyx", "log/arena.pyx", "clock.py"}
+SEAMS = {"log/device.py", "log/machine.py", "log/workers.pyx", "log/arena.pyx", "clock.py"}
 # Outside the data: files and times of the person at the terminal. Each with its reason.
 ALLOWED = {
     ("config.py", "read_text"),  # the TOML file that a person names

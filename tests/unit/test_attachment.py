@@ -19,7 +19,7 @@ import pytest
 import siltstone
 from siltstone import errors
 from siltstone.cache import attachment, orphans
-from siltstone.log import device
+from siltstone.log import device, machine
 
 SMALL: dict[str, Any] = {"ram": "4MiB", "flash": "8MiB", "segment_size": "256KiB"}
 
@@ -222,7 +222,7 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
 
 
 def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "network_file_system", lambda path: "nfs4")
+    monkeypatch.setattr(machine, "network_file_system", lambda path: "nfs4")
     with pytest.raises(errors.ConfigError, match="nfs4"):
         open_small(tmp_path)
 
@@ -355,13 +355,12 @@ def test_an_arena_that_was_never_announced_is_removed(tmp_path: Path) -> None:
         os.close(descriptor)
         os.close(unsigned)
         try:
-            member = Member(tmp_path)
-            assert not os.path.exists(name)
-            assert os.path.exists(other)  # perhaps somebody is making it right now
+            with open_small(tmp_path / "second"):
+                assert not os.path.exists(name)
+                assert os.path.exists(other)  # perhaps somebody is making it right now
             os.utime(other, (0, 0))
-            member.close()
-            Member(tmp_path).close()
-            assert not os.path.exists(other)
+            with open_small(tmp_path / "second"):
+                assert not os.path.exists(other)
         finally:
             device.remove_files([name, other])
         cache["a"] = 1

@@ -456,7 +456,12 @@ def test_close_while_others_are_inside(tmp_path: Path) -> None:
         ready = threading.Barrier(4)
         wrong: list[BaseException] = []
 
-        def work(seed: int, cache: siltstone.Cache = cache) -> None:
+        def work(
+            seed: int,
+            cache: siltstone.Cache = cache,
+            ready: threading.Barrier = ready,
+            wrong: list[BaseException] = wrong,
+        ) -> None:
             ready.wait()
             number = seed
             try:

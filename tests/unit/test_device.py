@@ -19,6 +19,7 @@ from siltstone.errors import (
     WrongFormat,
 )
 from siltstone.log import device as devices
+from siltstone.log import machine
 from siltstone.log.device import FIRST_DATA_OFFSET, FileDevice, LockFile, MemoryDevice, deal
 from siltstone.log.superblock import FORMAT_VERSION, Superblock
 
@@ -480,8 +481,8 @@ def test_live_map_of_another_size_starts_from_zeros(tmp_path):
 
 
 def test_network_file_systems_are_recognised(tmp_path, monkeypatch):
-    assert devices.network_file_system(tmp_path) == ""
-    devices.refuse_network_file_system(tmp_path)
-    monkeypatch.setattr(devices, "network_file_system", lambda path: "nfs4")
+    assert machine.network_file_system(tmp_path) == ""
+    machine.refuse_network_file_system(tmp_path)
+    monkeypatch.setattr(machine, "network_file_system", lambda path: "nfs4")
     with pytest.raises(ConfigError, match="nfs4"):
-        devices.refuse_network_file_system(tmp_path)
+        machine.refuse_network_file_system(tmp_path)

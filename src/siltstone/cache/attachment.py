@@ -36,23 +36,21 @@ from siltstone.config import CacheSettings, format_size
 from siltstone.log.arena import Arena
 from siltstone.log.device import (
     FileDevice,
-    boot_id,
     close_descriptor,
     create_arena_file,
     create_memfd,
-    free_bytes,
     identity,
     make_directory,
     open_arena_file,
     open_live_map,
     open_lock_file,
     open_memfd_of,
-    refuse_network_file_system,
     remove_files,
 )
 from siltstone.log.livemap import LiveMap, live_map_bytes
 from siltstone.log.lockfile import LockFile, holder_text
 from siltstone.log.log import Log, log_sections
+from siltstone.log.machine import boot_id, free_bytes, refuse_network_file_system
 
 if TYPE_CHECKING:
     from siltstone.cache.cache import Cache

@@ -118,7 +118,8 @@ class Cache(Face):
         self, mapping: Mapping[Key, Any] | Iterable[tuple[Key, Any]] = (), **more: Any
     ) -> None:
         """Store every pair."""
-        self.set_many({**dict(mapping), **more})
+        self.set_many(dict(mapping))
+        self.set_many(dict(more.items()))
 
     # Storing --------------------------------------------------------------------------------
 
@@ -290,7 +291,8 @@ class Cache(Face):
         One computation at a time a key, over threads and processes: others wait for it (at most
         `lease` seconds, then the next one computes). An exception frees the key and is raised.
         """
-        return compute_once(self, key, function, ttl if expire is None else expire, tag)
+        value: V = compute_once(self, key, function, ttl if expire is None else expire, tag)
+        return value
 
     def memoize(
         self,

@@ -23,13 +23,13 @@ from siltstone.cache import index_image
 from siltstone.cache.index_image import Rebuild
 from siltstone.clock import SYSTEM_RANDOM
 from siltstone.log.device import (
-    boot_id,
     close_descriptor,
     create_file,
     open_file,
     remove_files,
     sync_directory,
 )
+from siltstone.log.machine import boot_id
 from siltstone.log.recovery import recover
 from siltstone.log.scan import adopt_segments, drop_empty
 

@@ -22,7 +22,6 @@ import os
 import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from siltstone.clock import SYSTEM_RANDOM, Random
@@ -35,6 +34,7 @@ from siltstone.errors import (
 )
 from siltstone.log import superblock as superblocks
 from siltstone.log.lockfile import LockFile, OpenFile, holder_text, lock_bytes, lock_holder
+from siltstone.log.machine import boot_id
 from siltstone.log.superblock import FIRST_DATA_OFFSET, Superblock
 from siltstone.log.workers import DeviceHandle, punch_hole
 
@@ -551,62 +551,12 @@ def identity(path: StrPath | int) -> tuple[int, int]:
     return _key(os.stat(path))
 
 
-def free_bytes(directory: StrPath) -> int:
-    """Room that this user has on the file system of `directory`; 0 when it cannot be asked."""
-    try:
-        status = os.statvfs(directory)
-    except OSError:
-        return 0
-    return status.f_bavail * status.f_frsize
-
-
 def close_descriptor(descriptor: int) -> None:
     """Close what create_arena_file, open_live_map and the like opened."""
     os.close(descriptor)
 
 
-def boot_id() -> bytes:
-    """16 bytes that change with every boot of the machine; zeros where it does not say."""
-    try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text()
-        return bytes.fromhex(text.strip().replace("-", ""))
-    except (OSError, ValueError):
-        return bytes(16)
-
-
 # Memory shared by processes, and the live map -------------------------------------------------
-
-NETWORK_FILE_SYSTEMS = frozenset(
-    [
-        *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gfs2"),
-        *("glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb3", "smbfs"),
-        "virtiofs",
-    ]
-)
-
-
-def network_file_system(path: StrPath) -> str:
-    """The type of the network file system that holds `path`; "" when it is a local one."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    for mount in mounts:
-        head, _, tail = mount.partition(" - ")
-        if head.split()[2] == wanted and tail.split()[0] in NETWORK_FILE_SYSTEMS:
-            return tail.split()[0]
-    return ""
-
-
-def refuse_network_file_system(path: StrPath) -> None:
-    """Shared memory and locks mean nothing between machines."""
-    kind = network_file_system(path)
-    if kind:
-        raise ConfigError(
-            f"{os.fspath(path)} is on {kind}: a cache cannot be shared on a network file system"
-        )
 
 
 def create_arena_file(

@@ -607,10 +607,9 @@ cdef bint _default_alive(void *context, uint32_t slot) noexcept nogil:
 
 
 cdef class Log:
-    """The log over an arena and a device. Made by `create` or, on a living arena, `attach`.
+    """The log over an arena and a device (log/device.py), made by `create` or `attach`.
 
-    `device` is one of log/device.py. Methods
-    for appending and reading serve tests and tools; engines call the C functions with `c_log`.
+    Methods for appending and reading serve tests and tools; engines call the C functions.
     """
 
     @staticmethod
@@ -712,23 +711,22 @@ cdef class Log:
         cdef uint64_t mask = 0
         for file in files:
             mask |= <uint64_t>1 << <uint64_t>file
+        slots = range(self._log.segment_count)
         if stream >= self._log.header.stream_count or not any(
-                (mask >> self._log.segments[slot].file) & 1
-                for slot in range(self._log.segment_count)):
+                (mask >> self._log.segments[slot].file) & 1 for slot in slots):
             raise errors.ConfigError("no such stream, or no segment on these files")
         self._log.streams[stream].files = mask
 
     def assume_dead(self, uint32_t slot) -> None:
-        """This process slot's holder is dead (for logs without a register of processes)."""
-        if slot >= PROCESS_SLOTS:
-            raise errors.ConfigError("no such process slot")
+        """This slot's holder is dead (for logs without a register of processes)."""
+        assert slot < PROCESS_SLOTS
         self._log.dead_slots[slot >> 6] |= <uint64_t>1 << (slot & 63)
 
     def occupy(self) -> None:
         """The process has the arena's slot that the arena says now (a forked child)."""
-        self._log.process_slot = self.arena.arena.slot
-        self._log.statistics = &self._log.header.statistics[
-            self._log.process_slot % STATISTICS_STRIPES]
+        cdef uint32_t slot = self.arena.arena.slot
+        self._log.process_slot = slot
+        self._log.statistics = &self._log.header.statistics[slot % STATISTICS_STRIPES]
 
     def after_fork(self) -> None:
         """In the child of a fork, for a private arena: fresh locks, no writers."""
@@ -739,8 +737,7 @@ cdef class Log:
             buffers_repair(&self._log, number)
         buffers_after_fork(&self._log)
 
-    # Appending and reading, for tests and tools
-
+    # For tests and tools
     def try_append(self, uint32_t stream, uint8_t kind, data) -> tuple[int, int]:
         """One attempt: (status, position)."""
         cdef const unsigned char[::1] view = data
