@@ -18,7 +18,7 @@ $(VENV)/ready: pyproject.toml
 	@echo "setting up $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(PYTHON) tools/need.py --requirements server test > $(VENV)/requirements.txt
+	@$(PYTHON) tools/need.py --requirements server metrics test > $(VENV)/requirements.txt
 	@$(BIN)/python -m pip install --quiet --requirement $(VENV)/requirements.txt
 	@touch $@
 

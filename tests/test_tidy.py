@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "codecs": {"errors"},
     "log": {"errors", "config", "clock", "log"},
     "cache": BESIDE | {"log", "cache"},
-    "serve": BESIDE | {"log", "cache", "serve"},
+    "metrics": BESIDE | {"log", "metrics"},
+    "serve": BESIDE | {"log", "cache", "metrics", "serve"},
 }
 TOP = {
     "cli",

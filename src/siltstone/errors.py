@@ -51,6 +51,22 @@ class ForkedProcess(CallerError, RuntimeError):
     """A handle of one process used in its forked child; open a new one there."""
 
 
+class InvalidQuery(CallerError, ValueError):
+    """A query that cannot be parsed, or a time range that makes no sense."""
+
+
+class QueryFailed(CallerError, ValueError):
+    """A query that is well formed and cannot be answered on this data."""
+
+
+class QueryTooLarge(QueryFailed):
+    """A query that needs more points or samples than the limits allow."""
+
+
+class QueryCancelled(CallerError, RuntimeError):
+    """A query that its caller stopped."""
+
+
 # A client's mistake -------------------------------------------------------------------------
 
 
@@ -71,6 +87,10 @@ class EnvironmentFailure(SiltstoneError, OSError):
 
 class Busy(EnvironmentFailure, TimeoutError):
     """A shared lock was not had in time; its holder is named. Nothing was changed: try again."""
+
+
+class QueryTimeout(EnvironmentFailure, TimeoutError):
+    """A query took longer than its time limit. Nothing was changed."""
 
 
 class OutOfMemory(EnvironmentFailure, MemoryError):
