@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "log": {"errors", "config", "clock", "log"},
     "cache": BESIDE | {"log", "cache"},
     "metrics": BESIDE | {"log", "metrics"},
-    "serve": BESIDE | {"log", "cache", "metrics", "serve"},
+    "store": BESIDE | {"log", "store"},
+    "serve": BESIDE | {"log", "cache", "metrics", "store", "serve"},
 }
 TOP = {
     "cli",

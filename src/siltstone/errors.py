@@ -47,6 +47,18 @@ class Closed(CallerError, ValueError):
     """Use after close()."""
 
 
+class Conflict(CallerError, RuntimeError):
+    """What the transaction read was changed by another meanwhile; nothing was written: again."""
+
+
+class Outdated(CallerError, RuntimeError):
+    """The page changed since this pointer was had; `actual` is the pointer that it has now."""
+
+    def __init__(self, message: str, actual: object = None) -> None:
+        super().__init__(message)
+        self.actual = actual
+
+
 class ForkedProcess(CallerError, RuntimeError):
     """A handle of one process used in its forked child; open a new one there."""
 
@@ -107,6 +119,10 @@ class DeviceFailed(EnvironmentFailure):
 
 class ReadOnly(EnvironmentFailure, PermissionError):
     """After a failed sync nothing more is written until the data is opened again."""
+
+
+class SnapshotTooOld(EnvironmentFailure):
+    """The old versions that a snapshot needs went over `snapshot_bytes_max`, or are gone."""
 
 
 # Corruption ---------------------------------------------------------------------------------
