@@ -36,6 +36,7 @@ class Settings:
     rounds: int = 5
     peers_only: bool = False
     items: int = 0  # of benches that take a size; 0: their own
+    part: str = ""  # of benches that have parts; "": all
     scratch: Path = Path("var/bench")
 
     def pick(self, full: Any, quick: Any) -> Any:
@@ -163,7 +164,7 @@ def alternate(sides: Mapping[str, S], measure: Callable[[S], T], rounds: int) ->
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No garbage collection in the middle."""
     gc.collect()
     gc.disable()
@@ -175,7 +176,7 @@ def _quiet() -> Iterator[None]:
 
 def get_nanoseconds(get: Callable[[Any], Any], keys: Sequence[Any]) -> float:
     """What one `get(key)` costs, the loop included."""
-    with _quiet():
+    with quiet():
         began = time.perf_counter_ns()
         for key in keys:
             get(key)
@@ -184,7 +185,7 @@ def get_nanoseconds(get: Callable[[Any], Any], keys: Sequence[Any]) -> float:
 
 def set_nanoseconds(store: Callable[[Any, Any], Any], pairs: Sequence[tuple[Any, Any]]) -> float:
     """What one `store(key, value)` costs, the loop included."""
-    with _quiet():
+    with quiet():
         began = time.perf_counter_ns()
         for key, value in pairs:
             store(key, value)

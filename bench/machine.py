@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("siltstone", "cachetools", "diskcache", "lmdb", "uvloop", "Cython")
+PACKAGES = ("siltstone", "cachetools", "diskcache", "lmdb", "rocksdict", "uvloop", "Cython")
 
 
 def _output(*command: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import importlib
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ BENCHES = (
     "churn",
     "restart",
     "hitratio",
+    "store",
 )
 RESULTS = Path(__file__).with_name("results")
 
@@ -41,7 +44,9 @@ RESULTS = Path(__file__).with_name("results")
 
 def measure(name: str, settings: Settings) -> dict[str, Any]:
     """Run one bench; whatever it raises becomes its `error`."""
-    bench = importlib.import_module(f"bench.{name}")
+    module, _, part = name.partition(".")
+    bench = importlib.import_module(f"bench.{module}")
+    settings = dataclasses.replace(settings, part=part)
     report: dict[str, Any] = {"bench": name, "title": bench.TITLE, "rows": [], "error": ""}
     began = time.monotonic()
     try:
@@ -164,7 +169,9 @@ def write(report: dict[str, Any], folder: Path) -> Path:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; or a part: store.get"
+    )
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--rounds", type=int, default=0, help="alternating rounds (5; quick: 3)")
     parser.add_argument("--items", type=int, default=0, help="items of the restart bench")
@@ -177,10 +184,18 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="where results are written")
     chosen = parser.parse_args(argv)
-    unknown = [name for name in chosen.names if name not in BENCHES]
+    unknown = [name for name in chosen.names if name.partition(".")[0] not in BENCHES]
     if unknown:
         parser.error(f"no bench called {unknown[0]!r}; there are {', '.join(BENCHES)}")
     return chosen
+
+
+def _expanded(names: Iterable[str]) -> Iterator[str]:
+    """A bench with parts is its parts, so that each has a fresh process."""
+    for name in names:
+        module = importlib.import_module(f"bench.{name.partition('.')[0]}")
+        parts = getattr(module, "PARTS", ())
+        yield from (f"{name}.{part}" for part in parts) if parts and "." not in name else (name,)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -191,10 +206,10 @@ def main(argv: list[str] | None = None) -> int:
         chosen.rounds or (3 if chosen.quick else 5),
         chosen.peers_only,
         chosen.items,
-        chosen.scratch,
+        scratch=chosen.scratch,
     )
     report = machine.describe() | {"quick": chosen.quick, "rounds": settings.rounds, "benches": []}
-    for name in chosen.names or BENCHES:
+    for name in _expanded(chosen.names or BENCHES):
         report["benches"].append(measure_apart(name, settings))
         show(report["benches"][-1])
     print(f"\nwritten: {write(report, chosen.out)}")
