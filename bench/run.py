@@ -34,7 +34,6 @@ BENCHES = (
     "churn",
     "restart",
     "hitratio",
-    "store",
 )
 RESULTS = Path(__file__).with_name("results")
 
