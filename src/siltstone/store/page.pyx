@@ -1,0 +1,415 @@
+"""A page of the Store in memory: what changes a node, and what makes nodes out of nodes.
+
+Layout and search are in page.pxd; bytes on the device in image.pyx. One common prefix a node, an
+array of slots in key order, records behind a gap: an insert copies one record and moves slots, a
+record of the same size is replaced in place, a deletion leaves its record dead. A node that is
+full moves to a larger allocation, or to one of the same size when enough of it is dead; else
+nothing is allocated. Sizes are soft: whoever owns the node splits it.
+
+Nobody else may touch a node while it is changed: the caller holds the store's lock, or the node
+is its own. Invariants (node_check): 1 kind, sizes and counts fit the allocation; 2 each record
+lies inside the records; 3 records in use and dead ones make up `heap`; 4 keys rise; 5 heads are
+those of the keys; 6 an inner node has entry 0 without key, and every payload is a pid; 7 key and
+payload sizes are within their limits.
+"""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove, memset
+
+
+cdef inline uint64_t _round(uint64_t size) noexcept nogil:
+    return (size + 63) & ~<uint64_t>63
+
+
+cdef inline uint32_t _gap(const node_t *node) noexcept nogil:
+    cdef uint64_t slots = <uint64_t>(<const char *>(node_slots(node) + node.count)
+                                     - <const char *>node)
+    return node.capacity - node.heap - <uint32_t>slots
+
+
+cdef inline uint32_t _common(const char *a, uint32_t a_size, const char *b,
+                             uint32_t b_size) noexcept nogil:
+    # Bytes that both begin with.
+    cdef uint32_t size = a_size if a_size < b_size else b_size, at = 0
+    while at < size and a[at] == b[at]:
+        at += 1
+    return at
+
+
+cdef inline const char *_suffix(const node_t *node, uint32_t index, uint32_t *size) noexcept nogil:
+    cdef const char *record = node_record(node, index)
+    size[0] = word_key_size(record_word(record))
+    return record + WORD_SIZE
+
+
+# Making and giving back -------------------------------------------------------------------------
+
+cdef node_t *_allocate(uint8_t kind, uint8_t level, const char *prefix, uint64_t prefix_size,
+                       uint64_t room) noexcept nogil:
+    # `room`: bytes for slots and records; prefix NULL: the caller writes it.
+    cdef uint64_t size = _round(NODE_HEADER_SIZE + ((prefix_size + 7) & ~<uint64_t>7) + room)
+    cdef node_t *node
+    if size > NODE_SIZE_MAX:
+        return NULL
+    node = <node_t *>malloc(size)
+    if node == NULL:
+        return NULL
+    memset(node, 0, NODE_HEADER_SIZE)
+    node.kind, node.level = kind, level
+    node.capacity, node.prefix_size = <uint32_t>size, <uint32_t>prefix_size
+    if prefix != NULL and prefix_size:
+        memcpy(<char *>node_prefix(node), prefix, prefix_size)
+    return node
+
+
+cdef node_t *node_new(uint8_t kind, uint8_t level, uint32_t room) noexcept nogil:
+    return _allocate(kind, level, NULL, 0, room)
+
+
+cdef node_t *node_blob(const char *data, uint32_t size) noexcept nogil:
+    """`data` NULL: the caller writes the content, which begins at node_prefix()."""
+    return _allocate(PAGE_BLOB, 0, data, size, 0)
+
+
+cdef void node_free(node_t *node) noexcept nogil:
+    free(node)
+
+
+cdef node_t *node_copy(const node_t *node) noexcept nogil:
+    cdef node_t *copy = <node_t *>malloc(node.capacity)
+    if copy != NULL:
+        memcpy(copy, node, node.capacity)
+    return copy
+
+
+cdef node_t *node_root(uint64_t child, uint8_t level) noexcept nogil:
+    """An inner node with one child."""
+    cdef node_t *node = node_new(PAGE_INNER, level, 256)
+    if node != NULL:
+        _put(node, 0, 0, NULL, 0, <const char *>&child, PID_SIZE, 0)
+    return node
+
+
+# Keys -------------------------------------------------------------------------------------------
+
+cdef uint32_t node_key_size(const node_t *node, uint32_t index) noexcept nogil:
+    if index < node_first(node):
+        return 0
+    return node.prefix_size + word_key_size(record_word(node_record(node, index)))
+
+
+cdef uint32_t node_key(const node_t *node, uint32_t index, char *out) noexcept nogil:
+    cdef uint32_t size
+    cdef const char *suffix
+    if index < node_first(node):
+        return 0
+    suffix = _suffix(node, index, &size)
+    memcpy(out, node_prefix(node), node.prefix_size)
+    memcpy(out + node.prefix_size, suffix, size)
+    return node.prefix_size + size
+
+
+# Rebuilding -------------------------------------------------------------------------------------
+
+cdef uint32_t _prefix_of(const node_t *node, uint32_t begin, uint32_t end) noexcept nogil:
+    # Length of what all keys of [begin, end) begin with; 0 if they are fewer than two. The first
+    # entry of an inner node has no key, or is going to lose it.
+    cdef uint32_t first = begin + node_first(node), first_size, last_size
+    cdef const char *a
+    cdef const char *b
+    if first + 1 >= end:
+        return 0
+    a = _suffix(node, first, &first_size)
+    b = _suffix(node, end - 1, &last_size)
+    return node.prefix_size + _common(a, first_size, b, last_size)
+
+
+cdef uint64_t _records_size(const node_t *node, uint32_t begin, uint32_t end) noexcept nogil:
+    cdef uint64_t size = 0
+    cdef uint32_t index
+    for index in range(begin, end):
+        size += word_bytes(record_word(node_record(node, index)))
+    return size
+
+
+cdef void _add_moved(node_t *node, const node_t *source, uint32_t index,
+                     bint keyless) noexcept nogil:
+    # Append an entry of `source`, whose prefix may be longer or shorter.
+    cdef const char *record = node_record(source, index)
+    cdef uint32_t word = record_word(record), size = word_key_size(word), more = 0, less = 0
+    cdef uint32_t payload = word_payload_size(word), all_size
+    cdef char *out
+    if keyless or index < node_first(source):
+        less = size
+    elif node.prefix_size < source.prefix_size:
+        more = source.prefix_size - node.prefix_size
+    else:
+        less = node.prefix_size - source.prefix_size
+    all_size = size + more - less
+    node.heap += WORD_SIZE + all_size + payload
+    out = <char *>node + node.capacity - node.heap
+    node_slots(node)[node.count].offset = node.heap
+    word = make_word(all_size, payload, word & RECORD_BLOB())
+    memcpy(out, &word, WORD_SIZE)
+    out += WORD_SIZE
+    memcpy(out, node_prefix(source) + node.prefix_size, more)
+    memcpy(out + more, record + WORD_SIZE + less, size - less + payload)
+    node_slots(node)[node.count].head = key_head(out, all_size)
+    node.count += 1
+
+
+cdef node_t *_rebuild(const node_t *node, uint32_t begin, uint32_t end, uint32_t prefix_size,
+                      uint64_t room) noexcept nogil:
+    # Entries [begin, end) with another prefix and `room` free bytes.
+    cdef uint64_t size = _records_size(node, begin, end) + room
+    cdef uint32_t index, first, count = end - begin
+    cdef node_t *made
+    cdef const char *prefix
+    size += <uint64_t>count * sizeof(slot_t)
+    if prefix_size < node.prefix_size:
+        size += <uint64_t>count * (node.prefix_size - prefix_size)
+    made = _allocate(node.kind, node.level, NULL, prefix_size, size)
+    if made == NULL:
+        return NULL
+    first = node.prefix_size if node.prefix_size < prefix_size else prefix_size
+    memcpy(<char *>node_prefix(made), node_prefix(node), first)
+    if prefix_size > first:
+        # all of [begin, end) that have keys share it: the last one has it
+        prefix = node_record(node, end - 1) + WORD_SIZE
+        memcpy(<char *>node_prefix(made) + first, prefix, prefix_size - first)
+    for index in range(begin, end):
+        _add_moved(made, node, index, index == begin and node.kind == PAGE_INNER)
+    return made
+
+
+cdef node_t *_grown(const node_t *node, uint64_t room) noexcept nogil:
+    # The same bytes in a larger allocation.
+    cdef uint64_t size = _round(<uint64_t>node.capacity + room)
+    cdef uint64_t slots = <uint64_t>(<const char *>(node_slots(node) + node.count)
+                                     - <const char *>node)
+    cdef node_t *made
+    if size > NODE_SIZE_MAX:
+        return NULL
+    made = <node_t *>malloc(size)
+    if made == NULL:
+        return NULL
+    memcpy(made, node, slots)
+    made.capacity = <uint32_t>size
+    memcpy(<char *>made + size - node.heap, <const char *>node + node.capacity - node.heap,
+           node.heap)
+    return made
+
+
+cdef int node_reserve(node_t **node, uint64_t bytes, uint32_t entries,
+                      uint32_t prefix_size) noexcept nogil:
+    """Room for `bytes` of records and `entries` slots, with a prefix of at most `prefix_size`."""
+    cdef node_t *old = node[0]
+    cdef node_t *made
+    cdef uint64_t need = bytes + <uint64_t>entries * sizeof(slot_t)
+    cdef uint32_t prefix = prefix_size if prefix_size < old.prefix_size else old.prefix_size
+    if prefix == old.prefix_size and _gap(old) >= need:
+        return PAGE_OK
+    if prefix == old.prefix_size and old.dead < need + (old.heap >> 2):
+        made = _grown(old, need + (old.capacity >> 3))
+    else:
+        made = _rebuild(old, 0, old.count, prefix, need + (old.heap >> 3))
+    if made == NULL:
+        return PAGE_NO_MEMORY
+    free(old)
+    node[0] = made
+    return PAGE_OK
+
+
+# Changes ----------------------------------------------------------------------------------------
+
+cdef void _put(node_t *node, uint32_t index, bint replace, const char *suffix, uint32_t size,
+               const char *payload, uint32_t payload_size, uint32_t blob) noexcept nogil:
+    # Write a record into the gap, which has room, and point slot `index` at it.
+    cdef slot_t *slots = node_slots(node)
+    cdef uint32_t word = make_word(size, payload_size, blob)
+    cdef char *out
+    if not replace:
+        memmove(slots + index + 1, slots + index, (node.count - index) * sizeof(slot_t))
+        node.count += 1
+    node.heap += WORD_SIZE + size + payload_size
+    out = <char *>node + node.capacity - node.heap
+    slots[index].offset = node.heap
+    slots[index].head = key_head(suffix, size)
+    memcpy(out, &word, WORD_SIZE)
+    memcpy(out + WORD_SIZE, suffix, size)
+    memcpy(out + WORD_SIZE + size, payload, payload_size)
+
+
+cdef bint _overwritten(node_t *node, uint32_t index, const char *payload, uint32_t payload_size,
+                       uint32_t blob) noexcept nogil:
+    # In place, if the new payload is not larger than the old one.
+    cdef char *record = <char *>node_record(node, index)
+    cdef uint32_t word = record_word(record), size = word_key_size(word)
+    if word_payload_size(word) < payload_size:
+        return False
+    node.dead += word_payload_size(word) - payload_size
+    word = make_word(size, payload_size, blob)
+    memcpy(record, &word, WORD_SIZE)
+    memcpy(record + WORD_SIZE + size, payload, payload_size)
+    return True
+
+
+cdef uint32_t node_prefix_with(const node_t *node, const char *key, uint32_t size) noexcept nogil:
+    """How much of the prefix remains when `key` comes in."""
+    if node.count <= node_first(node):
+        return 0
+    return _common(node_prefix(node), node.prefix_size, key, size)
+
+
+cdef int node_set(node_t **node, const char *key, uint32_t size, const char *payload,
+                  uint32_t payload_size, uint32_t blob) noexcept nogil:
+    cdef bint found
+    cdef uint32_t index = node_search(node[0], key, size, &found), prefix
+    if size == 0 and node[0].kind == PAGE_INNER:
+        index, found = 0, node[0].count > 0
+    if found:
+        if _overwritten(node[0], index, payload, payload_size, blob):
+            return PAGE_OK
+        prefix = node[0].prefix_size
+    else:
+        prefix = node_prefix_with(node[0], key, size)
+    if node_reserve(node, WORD_SIZE + <uint64_t>(size - (prefix if size else 0)) + payload_size,
+                    0 if found else 1, prefix) != PAGE_OK:
+        return PAGE_NO_MEMORY
+    # the prefix of an entry that was found is the node's; a node without keys has lost its own
+    prefix = node[0].prefix_size if size else 0
+    if found:
+        node[0].dead += word_bytes(record_word(node_record(node[0], index)))
+    _put(node[0], index, found, key + prefix, size - prefix, payload, payload_size, blob)
+    return PAGE_OK
+
+
+cdef void node_delete(node_t *node, uint32_t index) noexcept nogil:
+    cdef slot_t *slots = node_slots(node)
+    node.dead += word_bytes(record_word(node_record(node, index)))
+    node.count -= 1
+    memmove(slots + index, slots + index + 1, (node.count - index) * sizeof(slot_t))
+    _emptied(node)
+
+
+cdef void node_cut(node_t *node, uint32_t index) noexcept nogil:
+    """Entry `index` and all behind it go."""
+    node.dead += <uint32_t>_records_size(node, index, node.count)
+    node.count = index
+    _emptied(node)
+
+
+cdef void _emptied(node_t *node) noexcept nogil:
+    if node.count == 0:
+        node.heap = node.dead = node.prefix_size = 0
+
+
+# Nodes from nodes -------------------------------------------------------------------------------
+
+cdef node_t *node_slice(const node_t *node, uint32_t begin, uint32_t end,
+                        uint32_t room) noexcept nogil:
+    return _rebuild(node, begin, end, _prefix_of(node, begin, end), room)
+
+
+cdef node_t *node_join(const node_t *left, const node_t *right, const char *separator,
+                       uint32_t separator_size) noexcept nogil:
+    cdef uint32_t prefix = left.prefix_size, index
+    cdef uint64_t size = 0
+    cdef uint64_t pid
+    cdef node_t *made
+    if left.count <= node_first(left):
+        prefix = right.prefix_size
+    elif right.count > node_first(right):
+        prefix = _common(node_prefix(left), left.prefix_size, node_prefix(right),
+                         right.prefix_size)
+    if left.kind == PAGE_INNER:
+        prefix = _common(node_prefix(left if left.count > 1 else right), prefix, separator,
+                         separator_size)
+    size = (<uint64_t>left.heap + right.heap + WORD_SIZE + separator_size + PID_SIZE
+            + (<uint64_t>left.count + right.count) * sizeof(slot_t)
+            + <uint64_t>left.count * (left.prefix_size - (
+                prefix if prefix < left.prefix_size else left.prefix_size))
+            + <uint64_t>right.count * (right.prefix_size - (
+                prefix if prefix < right.prefix_size else right.prefix_size)))
+    made = _allocate(left.kind, left.level,
+                     node_prefix(left if left.count > node_first(left) else right), prefix, size)
+    if made == NULL:
+        return NULL
+    for index in range(left.count):
+        _add_moved(made, left, index, False)
+    for index in range(right.count):
+        if index == 0 and left.kind == PAGE_INNER:
+            pid = node_child(right, 0)
+            _put(made, made.count, False, separator + prefix, separator_size - prefix,
+                 <const char *>&pid, PID_SIZE, 0)
+        else:
+            _add_moved(made, right, index, False)
+    return made
+
+
+cdef uint32_t node_split_point(const node_t *node, uint32_t begin, uint32_t wanted) noexcept nogil:
+    cdef uint32_t index = begin, size = 0
+    while index < node.count - 1:
+        size += word_bytes(record_word(node_record(node, index)))
+        index += 1
+        if size >= wanted:
+            break
+    return index
+
+
+cdef uint32_t node_separator(const node_t *node, uint32_t index, char *out) noexcept nogil:
+    cdef uint32_t left_size, right_size, common
+    cdef const char *left = _suffix(node, index - 1, &left_size)
+    cdef const char *right = _suffix(node, index, &right_size)
+    common = _common(left, left_size, right, right_size) + 1
+    memcpy(out, node_prefix(node), node.prefix_size)
+    memcpy(out + node.prefix_size, right, common)
+    return node.prefix_size + common
+
+
+# Invariants -------------------------------------------------------------------------------------
+
+cdef int node_check_entry(const node_t *node, uint32_t index) noexcept nogil:
+    cdef const char *record = node_record(node, index)
+    cdef uint32_t word = record_word(record), size = word_key_size(word)
+    cdef slot_t slot = node_slots(node)[index]
+    if slot.offset > node.heap or slot.offset < word_bytes(word):
+        return 2
+    if slot.head != key_head(record + WORD_SIZE, size):
+        return 5
+    if node.kind == PAGE_INNER and (word_payload_size(word) != PID_SIZE or word & RECORD_BLOB()):
+        return 6
+    if node.kind == PAGE_INNER and index == 0:
+        return 6 if size else 0
+    if node.prefix_size + size > KEY_SIZE_MAX:
+        return 7
+    if word & RECORD_BLOB() and not blob_valid(record + WORD_SIZE + size,
+                                               word_payload_size(word)):
+        return 7
+    if index > node_first(node) and compare_record(node, index - 1, record + WORD_SIZE,
+                                                   size) >= 0:
+        return 4
+    return 0
+
+
+cdef int node_check(const node_t *node) noexcept nogil:
+    cdef uint32_t index
+    cdef uint64_t size = NODE_HEADER_SIZE
+    cdef int broken
+    size += ((<uint64_t>node.prefix_size + 7) & ~<uint64_t>7)
+    size += <uint64_t>node.count * sizeof(slot_t) + node.heap
+    if not PAGE_LEAF <= node.kind <= PAGE_BLOB or size > node.capacity or node.zero:
+        return 1
+    if node.kind == PAGE_BLOB:
+        return 1 if node.count or node.heap or node.dead else 0
+    if (node.kind == PAGE_LEAF) != (node.level == 0):
+        return 1
+    if node.kind == PAGE_INNER and node.count == 0:
+        return 6
+    for index in range(node.count):
+        broken = node_check_entry(node, index)
+        if broken:
+            return broken
+    if _records_size(node, 0, node.count) + node.dead != node.heap:
+        return 3
+    return 0
