@@ -190,8 +190,12 @@ cdef inline uint32_t node_search(const node_t *node, const char *key, uint32_t s
     # Index of the first entry whose key is not below `key`; *found: it is equal. Entry 0 of an
     # inner node is never found.
     cdef const slot_t *slots = node_slots(node)
-    cdef uint32_t prefix = node.prefix_size, low, head
+    cdef uint32_t prefix, low, head
     cdef int order
+    prefetch(<const char *>node + 64)
+    prefetch(<const char *>node + 128)
+    prefetch(<const char *>node + 192)
+    prefix = node.prefix_size
     found[0] = False
     if prefix != 0:
         order = memcmp(key, node_prefix(node), prefix if prefix < size else size)
