@@ -1,0 +1,140 @@
+"""The HTTP port: Prometheus' API, ingest, siltstone's own statistics, the dashboard.
+
+Puts the routes of its neighbours together into one ASGI application (starlette) and runs it in a
+thread of its own (uvicorn), beside the memcached server's loop. Everything listens on loopback
+unless told otherwise; a request that is no GET, POST or HEAD, or a page of another site, gets
+nothing: see `security`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from siltstone.errors import EnvironmentFailure
+from siltstone.serve import exposition
+from siltstone.serve.observe import Observer
+from siltstone.serve.prometheus import success
+
+log = logging.getLogger("siltstone.serve")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Asgi = Callable[[Message, Receive, Send], Awaitable[None]]
+
+STOP_SECONDS = 5
+HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+def security(app: Asgi) -> Asgi:
+    """Headers on every answer: scripts and styles from here only, in nobody's frame."""
+
+    async def secured(scope: Message, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        await app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+    return secured
+
+
+class OwnRoutes:
+    """Health, /metrics, and what the dashboard asks beside PromQL."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/-/healthy", self.healthy, methods=["GET"]),
+            Route("/-/ready", self.healthy, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/api/siltstone/segments", self.segments, methods=["GET"]),
+        ]
+
+    async def healthy(self, request: Request) -> Response:
+        return PlainTextResponse("siltstone is up\n")
+
+    def metrics(self, request: Request) -> Response:
+        body = exposition.render(self.observer.samples())
+        return Response(body, media_type=exposition.CONTENT_TYPE)
+
+    def segments(self, request: Request) -> Response:
+        return success(self.observer.segments())
+
+
+def application(routes: Sequence[BaseRoute]) -> Asgi:
+    return security(Starlette(routes=list(routes)))
+
+
+class HttpServer:
+    """The application on a socket, in a thread. `start()` once, then `stop()` once."""
+
+    def __init__(self, app: Asgi, host: str, port: int) -> None:
+        self.app = app
+        self._socket = _listening(host, port)
+        self.address = "{}:{}".format(*self._socket.getsockname()[:2])
+        config = uvicorn.Config(
+            app,  # type: ignore[arg-type]  # starlette's types are wider than ASGI's
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=STOP_SECONDS,
+            server_header=False,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="siltstone-http", daemon=True)
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def start(self) -> None:
+        self._thread.start()
+        log.info("HTTP on %s", self.address)
+
+    def _run(self) -> None:
+        # not run(): signals are the main thread's
+        asyncio.run(self._server.serve(sockets=[self._socket]))
+
+    def stop(self) -> None:
+        """Finish what is being answered, at most a few seconds of it."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join()
+        self._socket.close()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host or "0.0.0.0", port))  # noqa: S104  # "" is what was asked for: everywhere
+    except OSError as error:
+        sock.close()
+        hint = ": another server has it" if error.errno == errno.EADDRINUSE else ""
+        raise EnvironmentFailure(
+            error.errno, f"cannot listen for HTTP on {host}:{port}{hint}: {os.strerror(error.errno)}"
+        ) from None
+    sock.listen(1024)
+    return sock

@@ -1,0 +1,345 @@
+"""Prometheus' HTTP API, as Grafana's data source and promtool call it, over a `Metrics`.
+
+Owns the envelope, the names of errors and the shapes of answers (Prometheus: docs/querying/api.md,
+version 2.42). Queries run in threads, so that a slow one holds up nobody; a client that goes away
+or a timeout stops its query. What is stored, and what a query means, is the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from siltstone import errors
+from siltstone.clock import Clock
+from siltstone.serve.parameters import (
+    BodyTooLarge,
+    duration_of,
+    first,
+    limit_of,
+    parameters,
+    time_of,
+)
+
+log = logging.getLogger("siltstone.serve")
+
+# As Prometheus: enough for a chart of a week at a minute, or of a year at an hour.
+POINTS_MAX = 11_000
+TIMEOUT_SECONDS = 120.0
+DISCONNECT_POLL_SECONDS = 0.5
+JSON = "application/json"
+_LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+
+# The first class in this order that fits decides: status, errorType.
+KINDS: tuple[tuple[type[Exception], int, str], ...] = (
+    (BodyTooLarge, 413, "bad_data"),
+    (errors.QueryTimeout, 503, "timeout"),
+    (errors.QueryCancelled, 503, "canceled"),
+    (errors.QueryFailed, 422, "execution"),
+    (errors.Busy, 503, "unavailable"),
+    (errors.CallerError, 400, "bad_data"),
+    (errors.PeerError, 400, "bad_data"),
+    (errors.SiltstoneError, 500, "internal"),
+)
+
+
+class Answer(Protocol):
+    """What a query gives: `Result` of the engine."""
+
+    def to_json(self) -> str:
+        """{"resultType": ..., "result": ...}"""
+
+
+class Queryable(Protocol):
+    """What the API asks of an engine; `siltstone.Metrics` is one. Times are Unix seconds."""
+
+    def query(
+        self,
+        promql: str,
+        time: float | None = None,
+        *,
+        timeout: float | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Answer: ...
+
+    def query_range(
+        self,
+        promql: str,
+        start: float,
+        end: float,
+        step: float,
+        *,
+        timeout: float | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Answer: ...
+
+    def labels(
+        self,
+        match: Sequence[str] | None = None,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> list[str]: ...
+
+    def label_values(
+        self,
+        name: str,
+        match: Sequence[str] | None = None,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> list[str]: ...
+
+    def list_series(
+        self,
+        match: Sequence[str],
+        start: float | None = None,
+        end: float | None = None,
+    ) -> list[Mapping[str, str]]: ...
+
+    def metadata(self) -> Mapping[str, Mapping[str, str]]: ...
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def success(data: Any, warnings: Sequence[str] = ()) -> Response:
+    """The envelope around `data`."""
+    answer: dict[str, Any] = {"status": "success", "data": data}
+    if warnings:
+        answer["warnings"] = list(warnings)
+    return Response(msgspec.json.encode(answer), media_type=JSON)
+
+
+def success_raw(data: str) -> Response:
+    """The same around what is JSON already."""
+    return Response('{"status":"success","data":' + data + "}", media_type=JSON)
+
+
+def failure(error: Exception) -> Response:
+    """The envelope of an error; what nobody foresaw is logged, and named by its class only."""
+    for kind, status, name in KINDS:
+        if isinstance(error, kind):
+            return _failure(status, name, _text(error))
+    log.error("an answer failed", exc_info=error)
+    return _failure(500, "internal", f"internal error: {type(error).__name__}")
+
+
+def _failure(status: int, name: str, text: str) -> Response:
+    body = {"status": "error", "errorType": name, "error": text}
+    return Response(msgspec.json.encode(body), status_code=status, media_type=JSON)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    return str(error)
+
+
+def answered(handler: Handler) -> Handler:
+    """A handler whose errors are answers."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except Exception as error:
+            return failure(error)
+
+    return answer
+
+
+class PrometheusApi:
+    """The routes below /api/v1 that read."""
+
+    def __init__(
+        self,
+        metrics: Queryable,
+        clock: Clock,
+        *,
+        version: str,
+        timeout: float = TIMEOUT_SECONDS,
+        points_max: int = POINTS_MAX,
+    ) -> None:
+        self.metrics = metrics
+        self.clock = clock
+        self.version = version
+        self.timeout = timeout
+        self.points_max = points_max
+        self.queries = 0
+        self.queries_failed = 0
+
+    def routes(self) -> list[Route]:
+        """Those that Grafana and promtool ask for, also those that are always empty here."""
+        asked: list[tuple[str, Handler, tuple[str, ...]]] = [
+            ("/api/v1/query", self.query, ("GET", "POST")),
+            ("/api/v1/query_range", self.query_range, ("GET", "POST")),
+            ("/api/v1/labels", self.labels, ("GET", "POST")),
+            ("/api/v1/label/{name}/values", self.label_values, ("GET",)),
+            ("/api/v1/series", self.series, ("GET", "POST")),
+            ("/api/v1/metadata", self.metadata, ("GET",)),
+            ("/api/v1/status/buildinfo", self.build_info, ("GET",)),
+        ]
+        for path, data in EMPTY.items():
+            asked.append((f"/api/v1/{path}", _always(data), ("GET", "POST")))
+        return [
+            Route(path, answered(handler), methods=list(methods))
+            for path, handler, methods in asked
+        ]
+
+    # Queries ------------------------------------------------------------------------------
+
+    async def query(self, request: Request) -> Response:
+        found = await parameters(request)
+        time = time_of(found, "time", self.clock.now_ms() / 1000)
+        timeout = self._timeout(found)
+        return await self._run(
+            request,
+            lambda cancelled: self.metrics.query(
+                first(found, "query"), time, timeout=timeout, cancelled=cancelled
+            ),
+        )
+
+    async def query_range(self, request: Request) -> Response:
+        found = await parameters(request)
+        start, end = time_of(found, "start"), time_of(found, "end")
+        step = duration_of(found, "step")
+        self._check_range(start, end, step)
+        timeout = self._timeout(found)
+        return await self._run(
+            request,
+            lambda cancelled: self.metrics.query_range(
+                first(found, "query"), start, end, step, timeout=timeout, cancelled=cancelled
+            ),
+        )
+
+    def _check_range(self, start: float, end: float, step: float) -> None:
+        if end < start:
+            raise errors.ProtocolError(
+                'invalid parameter "end": end timestamp must not be before start time'
+            )
+        if step <= 0:
+            raise errors.ProtocolError(
+                'invalid parameter "step": zero or negative query resolution step widths are not '
+                "accepted. Try a positive integer"
+            )
+        if (end - start) / step > self.points_max:
+            raise errors.ProtocolError(
+                f"exceeded maximum resolution of {self.points_max:,} points per timeseries. "
+                "Try decreasing the query resolution (?step=XX)"
+            )
+
+    def _timeout(self, found: Mapping[str, Sequence[str]]) -> float:
+        return min(duration_of(found, "timeout", self.timeout), self.timeout)
+
+    async def _run(
+        self, request: Request, evaluate: Callable[[Callable[[], bool]], Answer]
+    ) -> Response:
+        """Evaluate in a thread; tell it to stop when the client is gone."""
+        self.queries += 1
+        gone = threading.Event()
+        work = asyncio.ensure_future(
+            run_in_threadpool(lambda: evaluate(gone.is_set).to_json())
+        )
+        try:
+            while True:
+                done, _ = await asyncio.wait({work}, timeout=DISCONNECT_POLL_SECONDS)
+                if done:
+                    return success_raw(work.result())
+                if not gone.is_set() and await request.is_disconnected():
+                    gone.set()
+        except Exception:
+            self.queries_failed += 1
+            raise
+        finally:
+            gone.set()
+
+    # Names --------------------------------------------------------------------------------
+
+    async def labels(self, request: Request) -> Response:
+        found = await parameters(request)
+        arguments = self._selection(found)
+        names = await run_in_threadpool(lambda: self.metrics.labels(*arguments))
+        return _limited(names, limit_of(found))
+
+    async def label_values(self, request: Request) -> Response:
+        found = await parameters(request)
+        name = request.path_params["name"]
+        if not _LABEL_NAME.fullmatch(name):
+            raise errors.ProtocolError(f'invalid label name: "{name}"')
+        arguments = self._selection(found)
+        values = await run_in_threadpool(lambda: self.metrics.label_values(name, *arguments))
+        return _limited(values, limit_of(found))
+
+    async def series(self, request: Request) -> Response:
+        found = await parameters(request)
+        match, start, end = self._selection(found)
+        if not match:
+            raise errors.ProtocolError("no match[] parameter provided")
+        series = await run_in_threadpool(lambda: self.metrics.list_series(match, start, end))
+        return _limited([dict(labels) for labels in series], limit_of(found))
+
+    def _selection(
+        self, found: Mapping[str, Sequence[str]]
+    ) -> tuple[list[str] | None, float | None, float | None]:
+        """match[], start, end; None where nothing is said."""
+        start = time_of(found, "start") if first(found, "start") else None
+        end = time_of(found, "end") if first(found, "end") else None
+        return list(found.get("match[]", ())) or None, start, end
+
+    async def metadata(self, request: Request) -> Response:
+        found = await parameters(request)
+        wanted, limit = first(found, "metric"), limit_of(found)
+        data = {
+            name: [{"type": "unknown", "help": "", "unit": ""} | dict(known)]
+            for name, known in self.metrics.metadata().items()
+            if not wanted or name == wanted
+        }
+        if limit:
+            data = dict(list(data.items())[:limit])
+        return success(data)
+
+    async def build_info(self, request: Request) -> Response:
+        return success(
+            {
+                "version": "2.42.0",  # of the API that is spoken: what data sources ask it for
+                "revision": f"siltstone {self.version}",
+                "branch": "",
+                "buildUser": "",
+                "buildDate": "",
+                "goVersion": "",
+                "application": "siltstone",
+            }
+        )
+
+
+# What siltstone does not have: rules, alerts and exemplars. Clients take these for "none".
+EMPTY: Mapping[str, Any] = {
+    "rules": {"groups": []},
+    "alerts": {"alerts": []},
+    "alertmanagers": {"activeAlertmanagers": [], "droppedAlertmanagers": []},
+    "query_exemplars": [],
+    "status/flags": {},
+    "status/config": {"yaml": ""},
+}
+
+
+def _always(data: Any) -> Handler:
+    async def answer(request: Request) -> Response:
+        return success(data)
+
+    return answer
+
+
+def _limited(items: Iterable[Any], limit: int) -> Response:
+    data = list(items)
+    if limit and len(data) > limit:
+        return success(data[:limit], ["results truncated due to limit"])
+    return success(data)
