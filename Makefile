@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 SOURCES := $(shell find src -name '*.py*' -not -name '*.pyc' -o -name '*.pxd' -o -name meson.build)
+SOURCES += $(wildcard src/siltstone/serve/web/*) tools/web/package.json
 # meson finds ninja and cython by PATH
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONPATH
@@ -24,6 +25,7 @@ $(VENV)/ready: pyproject.toml
 
 # The objects stay in build/make, so that a change costs only its own module.
 $(VENV)/installed: $(VENV)/ready meson.build $(SOURCES)
+	@$(BIN)/python tools/web.py
 	@echo "building siltstone"
 	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall \
 	  --config-settings=build-dir=build/make .
