@@ -1,4 +1,4 @@
-"""Prometheus' HTTP API: parameters, shapes and errors, over an engine that notes what it is asked."""
+"""Prometheus' HTTP API: parameters, shapes, errors, over an engine that notes its calls."""
 
 from __future__ import annotations
 
@@ -169,7 +169,8 @@ def test_a_form_that_is_too_long(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("15", 15.0), ("0.5", 0.5), ("1m30s", 90.0), ("250ms", 0.25), ("1d", 86400)]
+    ("text", "seconds"),
+    [("15", 15.0), ("0.5", 0.5), ("1m30s", 90.0), ("250ms", 0.25), ("1d", 86400)],
 )
 def test_steps(client: TestClient, engine: Engine, text: str, seconds: float) -> None:
     parameters = {"query": "up", "start": "0", "end": "60", "step": text}
@@ -362,4 +363,8 @@ def test_the_format_is_read_back_by_another_parser() -> None:
 
 def test_nested_statistics_are_flattened() -> None:
     found = list(exposition.flattened("p", {"a": 1, "b": {"c-d": 2.5, "text": "x"}, "t": True}))
-    assert [(one.name, one.value) for one in found] == [("p_a", 1.0), ("p_b_c_d", 2.5), ("p_t", 1.0)]
+    assert [(one.name, one.value) for one in found] == [
+        ("p_a", 1.0),
+        ("p_b_c_d", 2.5),
+        ("p_t", 1.0),
+    ]

@@ -94,7 +94,7 @@ class HttpServer:
         self._socket = _listening(host, port)
         self.address = "{}:{}".format(*self._socket.getsockname()[:2])
         config = uvicorn.Config(
-            app,  # type: ignore[arg-type]  # starlette's types are wider than ASGI's
+            app,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -129,12 +129,13 @@ def _listening(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock.bind((host or "0.0.0.0", port))  # noqa: S104  # "" is what was asked for: everywhere
+        sock.bind((host or "0.0.0.0", port))  # "" is what was asked for: everywhere
     except OSError as error:
         sock.close()
-        hint = ": another server has it" if error.errno == errno.EADDRINUSE else ""
+        number = error.errno or errno.EIO
+        hint = ": another server has it" if number == errno.EADDRINUSE else ""
         raise EnvironmentFailure(
-            error.errno, f"cannot listen for HTTP on {host}:{port}{hint}: {os.strerror(error.errno)}"
+            number, f"cannot listen for HTTP on {host}:{port}{hint}: {os.strerror(number)}"
         ) from None
     sock.listen(1024)
     return sock

@@ -245,9 +245,7 @@ class PrometheusApi:
         """Evaluate in a thread; tell it to stop when the client is gone."""
         self.queries += 1
         gone = threading.Event()
-        work = asyncio.ensure_future(
-            run_in_threadpool(lambda: evaluate(gone.is_set).to_json())
-        )
+        work = asyncio.ensure_future(run_in_threadpool(lambda: evaluate(gone.is_set).to_json()))
         try:
             while True:
                 done, _ = await asyncio.wait({work}, timeout=DISCONNECT_POLL_SECONDS)
