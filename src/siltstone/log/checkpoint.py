@@ -4,7 +4,7 @@
                                            empty: the moment that the checkpoint describes
     end    8 id | 4 parts | 4 CRC32C of all data | 8 replay from
     data   4 segments | segments x (8 version, 4 slot, 4 salt, 4 filled, 8 live, 8 empty since) |
-           the engine's state
+           4 groups | groups x 8 id | the engine's state
 
 The parts lie in the stream behind the position that they describe, other records between them.
 Pure functions; called by OrderedLog and by recovery.
@@ -23,6 +23,7 @@ PART = struct.Struct("<QI")
 END = struct.Struct("<QIIQ")
 COUNT = struct.Struct("<I")
 SEGMENT = struct.Struct("<QIIIQQ")
+GROUP = struct.Struct("<Q")
 
 Segment = tuple[int, int, int, int, int, int]
 
@@ -32,6 +33,7 @@ class Checkpoint:
     start: int
     replay_from: int
     segments: list[Segment]
+    groups: list[int]  # open at the moment, by the position of their first record
     state: bytes
 
     def slot_of(self, version: int) -> int | None:
@@ -46,10 +48,16 @@ def first_part() -> bytes:
 
 
 def pack(
-    start: int, replay_from: int, table: Sequence[Segment], state: bytes, payload_max: int
+    start: int,
+    replay_from: int,
+    table: Sequence[Segment],
+    groups: Sequence[int],
+    state: bytes,
+    payload_max: int,
 ) -> tuple[list[bytes], bytes]:
     """Payloads of the part records, and of the end record."""
-    data = b"".join([COUNT.pack(len(table)), *(SEGMENT.pack(*segment) for segment in table), state])
+    data = b"".join([COUNT.pack(len(table)), *(SEGMENT.pack(*segment) for segment in table)])
+    data += COUNT.pack(len(groups)) + b"".join(map(GROUP.pack, groups)) + state
     room = payload_max - PART.size
     pieces = [data[at : at + room] for at in range(0, len(data), room)]
     parts = [PART.pack(start, number) + piece for number, piece in enumerate(pieces, 1)]
@@ -83,4 +91,10 @@ class Collector:
         table = [
             SEGMENT.unpack_from(data, COUNT.size + at * SEGMENT.size) for at in range(segments)
         ]
-        return Checkpoint(start, replay_from, table, data[table_end:])
+        (open_groups,) = COUNT.unpack_from(data, table_end)
+        state_at = table_end + COUNT.size + open_groups * GROUP.size
+        groups = [
+            GROUP.unpack_from(data, at)[0]
+            for at in range(table_end + COUNT.size, state_at, GROUP.size)
+        ]
+        return Checkpoint(start, replay_from, table, groups, data[state_at:])

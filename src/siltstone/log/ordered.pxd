@@ -159,6 +159,11 @@ cdef int ordered_group_append(ordered_t *stream, group_t *group, uint8_t kind,
 # The commit mark, with the engine's own bytes (counts, say). *end is what to sync up to.
 cdef int ordered_group_commit(ordered_t *stream, group_t *group, const part_t *extra,
                               uint32_t flags, uint64_t *position, uint64_t *end) noexcept nogil
+# For capture.pyx, lock held: one record; afterwards hand_over() without it if `next` has risen.
+cdef int append_locked(ordered_t *stream, uint8_t kind, const part_t *parts, uint32_t count,
+                       uint32_t size, uint32_t body_crc, uint32_t flags, uint64_t *position,
+                       uint32_t *checksum) noexcept nogil
+cdef void hand_over(ordered_t *stream) noexcept nogil
 cdef void ordered_group_abandon(ordered_t *stream, group_t *group) noexcept nogil
 cdef int ordered_reserve(ordered_t *stream, uint8_t kind, uint32_t size, uint32_t flags,
                          reservation_t *reservation) noexcept nogil

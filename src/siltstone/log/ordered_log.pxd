@@ -1,6 +1,7 @@
 """The ordered log as a Python object; engines in Cython take `log.stream`. See ordered_log.pyx."""
 from libc.stdint cimport uint64_t
 
+from siltstone.log.capture cimport capture_t
 from siltstone.log.ordered cimport group_t, ordered_t, reservation_t
 
 cdef class OrderedLog:
@@ -17,6 +18,7 @@ cdef class OrderedLog:
     cdef bint _closed
     cdef int _check(self, bint writes) except -1
     cdef int _raise(self, int result, uint64_t position) except -1
+    cdef object _begun(self, int result, capture_t *capture)
 
 cdef class Group:
     cdef group_t group

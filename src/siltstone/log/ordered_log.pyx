@@ -27,6 +27,7 @@ from siltstone.errors import (Busy, Closed, ConfigError, Corruption, DeviceFaile
 from siltstone.log import checkpoint as checkpoints
 from siltstone.log import ordered_recovery
 from siltstone.log.atomics cimport load64_relaxed
+from siltstone.log.capture cimport capture_free, capture_t, capture_take
 from siltstone.log.chain cimport chain_enter, chain_find, chain_leave, chain_room
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, record_bytes, record_header_t, word_kind,
                                    word_size)
@@ -350,40 +351,42 @@ cdef class OrderedLog:
     def begin_checkpoint(self):
         """The moment that a checkpoint describes: call it while the engine's state stands still.
 
-        Returns (start, replay_from, table); give it to finish_checkpoint() with the state that the
-        engine has at this moment. Appends may go on meanwhile.
+        Returns (start, replay_from, table, groups); give it to finish_checkpoint() with the state
+        that the engine has at this moment. Appends may go on meanwhile.
         """
-        cdef ordered_t *stream = &self.stream
-        cdef uint32_t slot, entry
-        cdef uint64_t start, replay_from
+        cdef capture_t capture
+        cdef int result
         self._check(True)
-        # Its first part, empty: the moment is a record's position, so that replay can begin there.
-        start = replay_from = self._append(ORDERED_CHECKPOINT_PART, checkpoints.first_part(), True)
-        pthread_mutex_lock(&stream.lock)
-        for entry in range(ORDERED_GROUPS_MAX):
-            if stream.groups[entry] > GROUP_ENTERED:
-                replay_from = min(replay_from, stream.groups[entry])
-        table = []
-        for slot in range(stream.slot_capacity):
-            if stream.segments[slot].version:
-                segment = &stream.segments[slot]
-                if segment.live_bytes:
-                    segment.empty_since = 0
-                elif segment.empty_since == 0 and segment.state == SEGMENT_SEALED:
-                    segment.empty_since = start
-                table.append((segment.version, slot, segment.salt, segment.filled,
-                              segment.live_bytes, segment.empty_since))
-        pthread_mutex_unlock(&stream.lock)
-        return start, replay_from, table
+        with nogil:
+            result = capture_take(&self.stream, &capture)
+        return self._begun(result, &capture)
+
+    cdef object _begun(self, int result, capture_t *capture):
+        """What capture_take() took, as finish_checkpoint() wants it; frees it."""
+        cdef uint32_t at
+        try:
+            if result < 0:
+                raise MemoryError("no memory for a checkpoint")
+            self._raise(result, 0)
+            table = []
+            for at in range(capture.segment_count):
+                segment = &capture.segments[at].segment
+                table.append((segment.version, capture.segments[at].slot, segment.salt,
+                              segment.filled, segment.live_bytes, segment.empty_since))
+            groups = [capture.groups[at] for at in range(capture.group_count)]
+            return capture.start, capture.replay_from, table, groups
+        finally:
+            capture_free(capture)
 
     def finish_checkpoint(self, begun, bytes state not None):
         """Write and sync it, make it the newest, and free what neither checkpoint needs."""
-        start, replay_from, table = begun
+        start, replay_from, table, groups = begun
         self._check(True)
         with self._checkpoint_lock:
             if start < self._checkpoints[0][0]:
                 return              # a later one was finished meanwhile
-            parts, end = checkpoints.pack(start, replay_from, table, state, self.payload_max)
+            parts, end = checkpoints.pack(start, replay_from, table, groups, state,
+                                           self.payload_max)
             for part in parts:
                 self._append(ORDERED_CHECKPOINT_PART, part, True)
             self._append(ORDERED_CHECKPOINT_END, end, True)

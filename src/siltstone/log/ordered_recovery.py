@@ -202,11 +202,19 @@ class _Replay:
                 self._damage(*event[1:])
             event = self.walk.next()
         self.end = event[1]
+        self._never_committed()
         version, _, _ = self.walk.segment
         if version:
             segment_bytes = log.device.segment_bytes
             base = version * segment_bytes
             log._filled(version, max(0, min(segment_bytes, self.end - base)))
+
+    def _never_committed(self) -> None:
+        """What groups that were open at the checkpoint had appended counts as live in its table."""
+        for identity in self.checkpoint.groups if self.checkpoint is not None else ():
+            for _, at, _, size, _ in self.groups.get(identity, _Group()).records:
+                if at < self.start:
+                    self.log.dead(at, size, grouped=True)
 
     def _begin(self) -> tuple[int, int]:
         if self.checkpoint is None:
@@ -275,7 +283,8 @@ class _Replay:
             return
         self.recovery.groups += 1
         for kind, at, slot, size, body in group.records:
-            self.log.live(at, size, grouped=True)
+            if at >= self.start:  # else the checkpoint's table counts it already
+                self.log.live(at, size, grouped=True)
             self._show(kind, at, self._body(at, slot, size, body), position)
         self._show(COMMIT, position, payload[COMMIT_SIZE:], position)
 

@@ -11,227 +11,39 @@ held only pages_trylock(): when busy, drop the GIL, pages_lock(), pages_unlock()
 again. Nobody runs Python, or allocates a Python object, while holding the lock: the garbage
 collector could call back into the store. Memory of nodes is malloc()'s.
 
+Declarations in comments are those of the modules that are cimported here.
 Lock order: pages.lock -> the log's. Codes below 0 are -errno; raise_result() makes exceptions.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from siltstone.log.capture cimport capture_t
 from siltstone.log.log cimport part_t
 from siltstone.log.ordered cimport group_t, ordered_t
 from siltstone.log.ordered_log cimport OrderedLog
 from siltstone.log.workers cimport pool_t, pthread_mutex_t
+# Engines cimport all of these from here.
+from siltstone.store.append cimport append_ready, append_wait, pages_fragment_max
+from siltstone.store.commit cimport (change_abandon, change_allocate, change_base, change_begin,
+                                     change_commit, change_count, change_free, change_image,
+                                     change_link, change_needs, change_root, page_writable,
+                                     pages_link, pages_link_only)
+from siltstone.store.resident cimport (page_get, page_resized, pages_evict, pages_load,
+                                       pages_load_many)
+from siltstone.store.roots cimport pages_generate_id, pages_root_find, pages_root_unused
+from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_ABSENT, PAGES_CLOSED,
+                                    PAGES_CORRUPT, PAGES_FORKED, PAGES_LARGE, PAGES_LOG,
+                                    PAGES_MISS, PAGES_OK, PAGES_TOO_OLD, PAGES_WAIT, PAGE_FREE,
+                                    PAGE_LIVE, PAGE_RESERVED, PAGE_UNUSED, PID_FIRST,
+                                    ROOT_NAME_MAX, block_t, change_item_t, change_t, entry_t,
+                                    page_ops_t, pages_counters_t, pages_t, place_t, root_t,
+                                    snapshot_t, version_t)
+from siltstone.store.table cimport page_entry
+from siltstone.store.versions cimport pages_snapshot_close, pages_snapshot_open
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_trylock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
-
-cdef enum pages_result_t:
-    PAGES_OK = 0
-    PAGES_MISS = 1          # page, or the table block of its entry, is not in memory: pages_load()
-    PAGES_ABSENT = 2        # no such page (never allocated, or freed; at that snapshot, if one)
-    PAGES_WAIT = 3          # appending now could wait: pages_wait_ready(), then again
-    PAGES_LARGE = 4         # more than the write buffers hold: do it with the GIL dropped
-    PAGES_TOO_OLD = 5       # the snapshot was given up: over `snapshot_bytes_max`
-    PAGES_CLOSED = 6
-    PAGES_FORKED = 7
-    PAGES_CORRUPT = 8       # a record or image fails its check; pages.bad_position says which
-    PAGES_LOG = 100         # + a result of the log (log.pxd): 100 + LOG_FAILED is "read-only now"
-
-cdef enum:
-    BLOCK_BITS = 9
-    BLOCK_ENTRIES = 1 << BLOCK_BITS     # of a table block
-    PID_FIRST = 2                       # 0 is "none", 1 is kept
-    HEAT_MAX = 3
-    ROOT_NAME_MAX = 1024
-    LINKS_MAX = 128                     # of a page; then its next change writes it whole
-
-cdef enum entry_state_t:
-    PAGE_UNUSED = 0         # never allocated
-    PAGE_FREE = 1
-    PAGE_RESERVED = 2       # allocated in a change that is not committed
-    PAGE_LIVE = 3
-
-# What a page is in memory is its engine's: one malloc()ed node, whole and merged. All nogil, never
-# called for one node by two threads; all but decode() and release() are called under the lock.
-cdef struct page_ops_t:
-    # Make sure that apply() of a fragment of `size` bytes cannot fail. May move the node. 0/-ENOMEM
-    int (*reserve)(void *context, char **node, uint32_t size) noexcept nogil
-    # Apply a logged fragment in place. 0; or not 0 when it is no fragment for this node.
-    int (*apply)(void *context, char **node, const char *fragment, uint32_t size) noexcept nogil
-    uint64_t (*image_size)(void *context, const char *node) noexcept nogil      # exact
-    void (*encode)(void *context, const char *node, char *image) noexcept nogil
-    # Full check of an image from the device. 0, -ENOMEM, or anything else: it is damaged.
-    int (*decode)(void *context, uint64_t pid, const char *image, uint64_t size,
-                  char **node) noexcept nogil
-    uint64_t (*memory)(void *context, const char *node) noexcept nogil          # bytes of heap
-    char *(*copy)(void *context, const char *node) noexcept nogil               # NULL: no memory
-    void (*release)(void *context, char *node) noexcept nogil
-
-cdef struct place_t:
-    # A record on the device.
-    uint64_t position
-    uint32_t bytes          # that it takes of its segment
-    uint32_t kind           # KIND_BASE, KIND_MORE or KIND_LINK
-
-cdef struct version_t
-cdef struct snapshot_t
-
-cdef struct entry_t:        # 64 bytes
-    char *node              # NULL: not in memory
-    uint64_t stamp          # of the commit that changed it last; moving and paging keep it
-    place_t first           # the base; position 0: none
-    place_t *more           # what follows it, oldest first
-    version_t *versions     # kept for snapshots, newest first
-    uint32_t node_bytes     # as counted
-    uint32_t link_bytes     # of records
-    uint16_t count          # places, `first` included
-    uint16_t capacity       # of `more`
-    uint8_t state
-    uint8_t heat            # hits since the hand came by, HEAT_MAX at most
-    uint16_t busy           # being loaded, moved, or part of a change: not evicted
-
-cdef struct version_t:
-    # What a page was from `stamp` on, until `until`.
-    uint64_t stamp
-    uint64_t until
-    uint64_t pid
-    char *node              # or NULL, then its places (their segments are pinned)
-    place_t *places
-    uint32_t count
-    uint32_t bytes          # counted against snapshot_bytes_max
-    version_t *older        # of the same page
-    version_t *next         # of the same snapshot
-    version_t *previous
-
-cdef struct snapshot_t:
-    # Zero it, then pages_snapshot_open(). The caller owns the memory, until the close.
-    uint64_t stamp
-    uint32_t open
-    uint32_t too_old
-    snapshot_t *newer
-    snapshot_t *older
-    version_t *versions     # for which it is the newest snapshot that needs them
-
-cdef struct block_t:        # BLOCK_ENTRIES of the page table
-    entry_t *entries        # NULL: not in memory
-    place_t *places         # of its newest image
-    uint16_t place_count
-    uint16_t free           # entries PAGE_FREE
-    uint16_t resident       # entries with a node, versions, or in use: then it is not evicted
-    uint8_t dirty           # differs from its image
-    uint8_t heat
-    uint32_t checkpoint     # number of the checkpoint that has it already
-    uint32_t loading
-
-cdef struct root_t:
-    uint32_t used
-    uint32_t name_size
-    char *name
-    uint64_t pid
-    int64_t count           # what the engine counts: records, say
-
-cdef struct pages_counters_t:
-    uint64_t commits
-    uint64_t hits           # counted by engines that care
-    uint64_t loads          # of pages from the device
-    uint64_t load_bytes
-    uint64_t evictions
-    uint64_t block_loads
-    uint64_t link_bytes     # appended, by parts: changes,
-    uint64_t base_bytes     # whole pages written by changes,
-    uint64_t mark_bytes
-    uint64_t consolidated_bytes     # chains that grew too long,
-    uint64_t cleaned_bytes  # pages moved out of sparse segments,
-    uint64_t table_bytes    # checkpoints
-    uint64_t cleaned_segments
-    uint64_t checkpoints
-    uint64_t versions_made
-    uint64_t snapshots_lost
-    uint64_t load_retries
-
-cdef struct pages_t:
-    pthread_mutex_t lock            # guards all below
-    ordered_t *stream
-    pool_t *pool                    # NULL: loads read one after the other
-    const page_ops_t *ops
-    void *context                   # the engine's, given to every op
-    const int *fork_count           # of this process; differs from `opened_in`: ForkedProcess
-    int opened_in
-    uint32_t closed
-    uint32_t read_only
-    # Table
-    block_t *blocks
-    uint32_t block_count
-    uint32_t block_capacity
-    uint64_t pid_next               # no pid at or above was ever allocated
-    uint64_t *free_pids             # a stack; entries that are free no more are skipped
-    uint32_t free_count
-    uint32_t free_capacity
-    # Commits and snapshots
-    uint64_t commit_stamp
-    uint64_t commit_end             # position behind the newest commit: what to sync up to
-    snapshot_t *newest
-    snapshot_t *oldest
-    uint64_t snapshot_newest        # its stamp + 1; 0 = none is open
-    uint64_t versions
-    uint64_t version_bytes
-    uint64_t snapshot_bytes_max
-    # Roots, by id
-    root_t *roots
-    uint32_t root_count
-    uint32_t root_capacity
-    # Ids
-    uint64_t id_next
-    uint64_t id_limit               # ids below may be given out: a marker above them is durable
-    uint64_t id_marker              # appended
-    uint64_t id_marker_end
-    uint64_t id_interval
-    # Memory
-    uint64_t resident_bytes         # nodes, table blocks, chains
-    uint64_t cache_bytes            # the limit
-    uint64_t resident_pages
-    uint32_t pages_min              # so many stay whatever the limit: an operation needs a few
-    uint32_t hand_block
-    uint32_t hand_entry
-    # Checkpoint being made
-    uint32_t checkpoint             # its number, while blocks may still have to be saved
-    uint32_t checkpoint_failed
-    uint64_t checkpoint_end         # stream end at the newest one
-    place_t *checkpoint_dead        # places of blocks that it replaced
-    uint32_t dead_count
-    uint32_t dead_capacity
-    # Policy
-    uint32_t compression            # 0 none, 1 zstd, 2 lz4
-    uint32_t links_max
-    uint32_t due                    # there is work for maintain()
-    uint64_t log_limit              # of log since the last checkpoint
-    uint64_t bad_position
-    char *scratch                   # for encoding under the lock
-    uint64_t scratch_bytes
-    pages_counters_t counters
-
-cdef struct change_item_t:
-    uint32_t kind
-    uint32_t root
-    uint64_t pid
-    char *node                      # becomes the page's node, or NULL
-    char *data                      # fragment or name, owned
-    uint64_t size
-    place_t *places                 # already written
-    uint32_t place_count
-
-# A set of changes that counts as a whole. Zero it; one thread's; change_commit() or
-# change_abandon() ends it. Nothing in memory or for others changes before the commit.
-cdef struct change_t:
-    pages_t *pages
-    change_item_t *items
-    uint32_t count
-    uint32_t capacity
-    uint64_t bytes                  # that appending will take, about
-    group_t group
-    char *notes                     # (root id, difference) pairs
-    uint32_t note_count
-    uint32_t note_capacity
 
 
 # The lock ----------------------------------------------------------------------------------------
@@ -243,10 +55,9 @@ cdef inline void pages_lock(pages_t *pages) noexcept nogil:
     # With the GIL dropped only.
     pthread_mutex_lock(&pages.lock)
 
-cdef void pages_evict(pages_t *pages) noexcept nogil
 
 cdef inline void pages_unlock(pages_t *pages) noexcept nogil:
-    if pages.resident_bytes > pages.cache_bytes:
+    if pages.resident_bytes > pages.evict_above:
         pages_evict(pages)
     pthread_mutex_unlock(&pages.lock)
 
@@ -262,11 +73,7 @@ cdef inline int pages_usable(pages_t *pages) noexcept nogil:
 
 # NULL: its block is not in memory (PAGES_MISS) or the pid is beyond all (PAGES_ABSENT); page_get()
 # tells. The entry stays where it is until the unlock.
-cdef inline entry_t *page_entry(pages_t *pages, uint64_t pid) noexcept nogil:
-    cdef uint64_t number = pid >> BLOCK_BITS
-    if number >= pages.block_count or pages.blocks[number].entries == NULL:
-        return NULL
-    return &pages.blocks[number].entries[pid & (BLOCK_ENTRIES - 1)]
+#     entry_t *page_entry(pages_t *pages, uint64_t pid)       inline
 
 # The present node, or NULL: then page_get() says why.
 cdef inline char *page_node(pages_t *pages, uint64_t pid) noexcept nogil:
@@ -279,14 +86,14 @@ cdef inline char *page_node(pages_t *pages, uint64_t pid) noexcept nogil:
 
 # OK, MISS, ABSENT; with a snapshot (not NULL): the node as of then, and TOO_OLD. *stamp (may be
 # NULL) = of that content. Does not heat the page when `scan`: a scan must not push out what is hot.
-cdef int page_get(pages_t *pages, uint64_t pid, const snapshot_t *snapshot, bint scan, char **node,
-                  uint64_t *stamp) noexcept nogil
+#     int page_get(pages_t *pages, uint64_t pid, const snapshot_t *snapshot, bint scan, char **node,
+#                       uint64_t *stamp)
 # Read it (or its table block) into memory, without the lock and without the GIL. OK also when it
 # is there meanwhile. ABSENT, TOO_OLD, CORRUPT, PAGES_LOG + ..., -ENOMEM.
-cdef int pages_load(pages_t *pages, uint64_t pid, const snapshot_t *snapshot) noexcept nogil
+#     int pages_load(pages_t *pages, uint64_t pid, const snapshot_t *snapshot)
 # As many at once, by the worker threads; errors are met again when the page is asked for.
-cdef void pages_load_many(pages_t *pages, const uint64_t *pids, uint32_t count,
-                          const snapshot_t *snapshot) noexcept nogil
+#     void pages_load_many(pages_t *pages, const uint64_t *pids, uint32_t count,
+#                               const snapshot_t *snapshot)
 
 
 # Changing; all under the lock, but pages_wait_ready ----------------------------------------------
@@ -295,44 +102,44 @@ cdef void pages_load_many(pages_t *pages, const uint64_t *pids, uint32_t count,
 cdef int pages_ready(pages_t *pages, uint64_t bytes, uint32_t records) noexcept nogil
 cdef int pages_wait_ready(pages_t *pages, uint64_t bytes, uint32_t records) noexcept nogil
 # The largest fragment of a link. Images of whole pages may have any size below 2 GiB.
-cdef uint32_t pages_fragment_max(pages_t *pages) noexcept nogil
+#     uint32_t pages_fragment_max(pages_t *pages)
 
 # One change to one page, a commit of its own: append the fragment, keep the old node if a snapshot
 # needs it, apply it by ops.apply, stamp the page; count `delta` for the root (0: no count).
 # OK, MISS, ABSENT, -ENOMEM, PAGES_LOG + ...; nothing has changed unless OK.
-cdef int pages_link(pages_t *pages, uint64_t pid, const part_t *parts, uint32_t count,
-                    uint32_t root, int64_t delta) noexcept nogil
+#     int pages_link(pages_t *pages, uint64_t pid, const part_t *parts, uint32_t count,
+#                         uint32_t root, int64_t delta)
 # The same in two steps, for who applies it itself: after OK of page_writable() *node is a node that
 # no snapshot needs; then pages_link_only() (appends and stamps, no apply), and if that is OK change
 # *node in place in the same lock hold, and tell page_resized() when it moved or changed its size.
-cdef int page_writable(pages_t *pages, uint64_t pid, char **node) noexcept nogil
-cdef int pages_link_only(pages_t *pages, uint64_t pid, const part_t *parts, uint32_t count,
-                         uint32_t root, int64_t delta) noexcept nogil
-cdef void page_resized(pages_t *pages, uint64_t pid, char *node) noexcept nogil
+#     int page_writable(pages_t *pages, uint64_t pid, char **node)
+#     int pages_link_only(pages_t *pages, uint64_t pid, const part_t *parts, uint32_t count,
+#                              uint32_t root, int64_t delta)
+#     void page_resized(pages_t *pages, uint64_t pid, char *node)
 
 # A change set. Filling it is private; -ENOMEM is its only error but for what is said.
-cdef void change_begin(change_t *change, pages_t *pages) noexcept nogil
-cdef int change_allocate(change_t *change, uint64_t *pid) noexcept nogil            # under the lock
+#     void change_begin(change_t *change, pages_t *pages)
+#     int change_allocate(change_t *change, uint64_t *pid)            # under the lock
 # The page's whole new content. Takes the node, in any case but -ENOMEM.
-cdef int change_base(change_t *change, uint64_t pid, char *node) noexcept nogil
+#     int change_base(change_t *change, uint64_t pid, char *node)
 # A fragment (copied) for a page that is in memory (and stays so: it is marked busy). Fragments of
 # one page are applied in order. Applied in place at the commit.
-cdef int change_link(change_t *change, uint64_t pid, const part_t *parts,
-                     uint32_t count) noexcept nogil                                 # under the lock
+#     int change_link(change_t *change, uint64_t pid, const part_t *parts,
+#                          uint32_t count)                                 # under the lock
 # Write an image for a new pid now, without the lock and the GIL; the page is not kept in memory.
 # For large values: their pages need never be in memory together. PAGES_LOG + ... when it fails.
-cdef int change_image(change_t *change, uint64_t pid, const part_t *parts,
-                      uint32_t count) noexcept nogil
-cdef int change_free(change_t *change, uint64_t pid) noexcept nogil
-cdef int change_root(change_t *change, uint32_t root, const char *name, uint32_t name_size,
-                     uint64_t pid) noexcept nogil       # pid 0: the root is given up
-cdef int change_count(change_t *change, uint32_t root, int64_t delta) noexcept nogil
+#     int change_image(change_t *change, uint64_t pid, const part_t *parts,
+#                           uint32_t count)
+#     int change_free(change_t *change, uint64_t pid)
+#     int change_root(change_t *change, uint32_t root, const char *name, uint32_t name_size,
+#                          uint64_t pid)       # pid 0: the root is given up
+#     int change_count(change_t *change, uint32_t root, int64_t delta)
 # What to ask pages_ready() for.
-cdef void change_needs(change_t *change, uint64_t *bytes, uint32_t *records) noexcept nogil
+#     void change_needs(change_t *change, uint64_t *bytes, uint32_t *records)
 # Append all, then install all. OK; or nothing happened and the change is abandoned: MISS (a page
 # of a link or free left memory), ABSENT, -ENOMEM, PAGES_LOG + ...
-cdef int change_commit(change_t *change) noexcept nogil                             # under the lock
-cdef void change_abandon(change_t *change) noexcept nogil                           # under the lock
+#     int change_commit(change_t *change)                             # under the lock
+#     void change_abandon(change_t *change)                           # under the lock
 
 # Durability: without lock and GIL. `end` = pages.commit_end as seen under the lock; 0 = all so far.
 cdef int pages_sync(pages_t *pages, uint64_t end) noexcept nogil
@@ -340,21 +147,21 @@ cdef int pages_sync(pages_t *pages, uint64_t end) noexcept nogil
 
 # Snapshots; under the lock -----------------------------------------------------------------------
 
-cdef void pages_snapshot_open(pages_t *pages, snapshot_t *snapshot) noexcept nogil
-cdef void pages_snapshot_close(pages_t *pages, snapshot_t *snapshot) noexcept nogil
+#     void pages_snapshot_open(pages_t *pages, snapshot_t *snapshot)
+#     void pages_snapshot_close(pages_t *pages, snapshot_t *snapshot)
 
 
 # Roots: a name, a pid that should stay the same for the root's life, and a count. Under the lock --
 
 # The id or -1.
-cdef int64_t pages_root_find(pages_t *pages, const char *name, uint32_t size) noexcept nogil
-cdef uint32_t pages_root_unused(pages_t *pages) noexcept nogil      # an id for a new one
+#     int64_t pages_root_find(pages_t *pages, const char *name, uint32_t size)
+#     uint32_t pages_root_unused(pages_t *pages)      # an id for a new one
 
 cdef inline root_t *pages_root(pages_t *pages, uint32_t root) noexcept nogil:
     return &pages.roots[root]
 
 # The next id, never given out before; without the lock and the GIL (it may sync).
-cdef int pages_generate_id(pages_t *pages, uint64_t *identity) noexcept nogil
+#     int pages_generate_id(pages_t *pages, uint64_t *identity)
 
 
 cdef class Pages:
@@ -371,16 +178,26 @@ cdef class Pages:
     cdef readonly OrderedLog log
     cdef readonly object device
     cdef readonly object recovery       # how opening went; .ok, .problems, .outcome
-    cdef readonly str durability        # "sync" | "interval" | "none"
-    cdef readonly object settings
+    cdef readonly object settings       # PageSettings
+    cdef readonly object clock
+    cdef public object watchers         # the engine's; None: nobody watches
+    cdef bint durable                   # commits wait for the medium
     cdef object _lock_file
     cdef object _pool
-    cdef object _worker                 # the background thread
-    cdef object _maintenance            # one at a time
+    cdef object _upkeep                 # background thread, or None
+    cdef object _maintenance            # held by whoever checkpoints or cleans
+    cdef object _opened                 # ours to close: the device
+    cdef uint64_t _segments_seen        # opened by the stream, when changed() looked last
+    cdef uint64_t _checkpoint_segments  # the same, at the newest checkpoint
+    cdef uint64_t _problems             # records that recovery left out
     cdef object __weakref__
     # Raises the exception that fits, unless result is PAGES_OK. With the GIL, without the lock.
     cdef int raise_result(self, int result, uint64_t pid) except -1
     # Take the lock as said above, after pages_usable(); raises Closed or ForkedProcess.
     cdef int lock(self) except -1
-    # After a change, without the lock: wakes the background thread when there is work, or does it.
-    cdef int changed(self) except -1
+    # After a commit, without the lock: waits for the medium if `durable`, up to `end`; and work that
+    # became due is given to the background thread, or done.
+    cdef int changed(self, uint64_t end, bint durable) except -1
+    cdef int _wait(self, uint64_t end) except -1
+    cdef int _begin(self, capture_t *capture, char **head, uint64_t *size) noexcept nogil
+    cdef int _save_blocks(self) noexcept nogil

@@ -1,0 +1,15 @@
+"""Reading a page's records from the device and putting the page together again."""
+from libc.stdint cimport uint32_t, uint64_t
+
+from siltstone.store.state cimport pages_t, place_t
+
+# The node that the records say. Without the lock. PAGES_OK, CORRUPT (*bad = the position),
+# PAGES_LOG + ..., -ENOMEM.
+cdef int chain_node(pages_t *pages, uint64_t pid, const place_t *places, uint32_t count,
+                    char **node, uint64_t *bad) noexcept nogil
+# An image that was cut into several KIND_TABLE records; malloc()ed.
+cdef int table_image(pages_t *pages, uint64_t block, const place_t *places, uint32_t count,
+                     char **image, uint64_t *size, uint64_t *bad) noexcept nogil
+# Payload of the record at a place, checked; malloc()ed `record` is the caller's.
+cdef int read_record(pages_t *pages, const place_t *place, char **record, const char **payload,
+                     uint64_t *size, uint32_t *kind) noexcept nogil

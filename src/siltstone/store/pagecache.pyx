@@ -1,0 +1,397 @@
+"""The page cache: opening, recovery, checkpoints, closing, and the one lock.
+
+Owns a log, its page table and what of it is in memory; what happens to single pages is in the
+modules beside it: table.pyx (entries and blocks), resident.pyx (asking, loading, evicting),
+commit.pyx (changing), versions.pyx (snapshots), cleaning.pyx, redo.pyx (recovery). Engines subclass
+`Pages` and set the operations on their nodes. Any thread may call; a forked child may not.
+
+A checkpoint describes the table at one moment: the log's segment table, roots, counts and ids are
+taken under the lock; then dirty blocks are saved one by one, each before its next change. When all
+are saved, the places of all blocks and the rest make the state that the log keeps.
+"""
+import atexit
+import errno as errors_of_os
+import os
+import threading
+import weakref
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM
+from siltstone.errors import (Busy, Closed, ConfigError, Corruption, EnvironmentFailure,
+                              ForkedProcess, InvalidValue, KeyMissing, SiltstoneError,
+                              SnapshotTooOld)
+from siltstone.log.device import FileDevice, MemoryDevice, make_directory, open_lock_file
+from siltstone.log.atomics cimport load64_relaxed
+from siltstone.log.capture cimport capture_t, capture_take
+from siltstone.log.log cimport LOG_CORRUPT, LOG_GONE, LOG_OK
+from siltstone.log.ordered cimport ordered_sync
+from siltstone.log.workers cimport WorkerPool, pthread_mutex_t
+from siltstone.store.compression cimport compression_ready
+from siltstone.store.redo cimport redo_record, state_head, state_restore, state_tail
+from siltstone.store.resident cimport block_load
+from siltstone.store.state cimport BLOCK_BITS, BLOCK_ENTRIES, LINKS_MAX
+from siltstone.store.table cimport block_save, entries_free
+from siltstone.store.upkeep import Upkeep
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t *, const void *)
+    int pthread_mutex_destroy(pthread_mutex_t *)
+    int pthread_atfork(void (*prepare)(), void (*parent)(), void (*child)())
+
+cdef extern from *:
+    """
+    static int silt_forks = 0;
+    static void silt_forked(void) { silt_forks++; }
+    """
+    int forks "silt_forks"
+    void forked "silt_forked"() noexcept nogil
+
+pthread_atfork(NULL, NULL, forked)
+
+COMPRESSIONS = {"none": 0, "zstd": 1, "lz4": 2}
+LIBRARIES = {"zstd": "libzstd.so.1", "lz4": "liblz4.so.1"}
+# Log between two checkpoints, in segments: a share of the file, but not less than some.
+CHECKPOINT_SHARE = 8
+CHECKPOINT_SEGMENTS_MIN = 4
+_open_pages = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all():
+    """What was committed survives the interpreter's end also where nobody closed."""
+    for pages in list(_open_pages):
+        try:
+            pages.close()
+        except SiltstoneError:
+            pass                # said to whoever used it; there is nobody to tell now
+
+
+# Small steps -------------------------------------------------------------------------------------
+
+
+cdef int pages_ready(pages_t *pages, uint64_t bytes, uint32_t records) noexcept nogil:
+    return append_ready(pages, bytes, records)
+
+
+cdef int pages_wait_ready(pages_t *pages, uint64_t bytes, uint32_t records) noexcept nogil:
+    return append_wait(pages, bytes, records)
+
+
+cdef int pages_sync(pages_t *pages, uint64_t end) noexcept nogil:
+    cdef int result = ordered_sync(pages.stream, end)
+    return PAGES_OK if result == LOG_OK else PAGES_LOG + result
+
+
+cdef void free_table(pages_t *pages) noexcept nogil:
+    cdef uint32_t number, place
+    cdef entry_t *entries
+    for number in range(pages.block_count):
+        entries = pages.blocks[number].entries
+        for place in range(BLOCK_ENTRIES if entries != NULL else 0):
+            if entries[place].node != NULL:
+                pages.ops.release(pages.context, entries[place].node)
+        entries_free(entries)
+        free(pages.blocks[number].places)
+    for number in range(pages.root_count):
+        free(pages.roots[number].name)
+    free(pages.blocks)
+    free(pages.roots)
+    free(pages.free_pids)
+    free(pages.checkpoint_dead)
+    free(pages.scratch)
+
+
+cdef class Pages:
+    """See pagecache.pxd for what engines do with it."""
+
+    def __cinit__(self, *_, **__):
+        memset(&self.pages, 0, sizeof(pages_t))
+        pthread_mutex_init(&self.pages.lock, NULL)
+        self.pages.fork_count = &forks
+        self.pages.opened_in = forks
+        self.pages.closed = 1
+        self._maintenance = threading.Lock()
+
+    def __dealloc__(self):
+        # In a forked child the memory stays: another thread may have been changing it.
+        if self.pages.opened_in == forks:
+            while self.pages.oldest != NULL:
+                pages_snapshot_close(&self.pages, self.pages.oldest)
+            free_table(&self.pages)
+            pthread_mutex_destroy(&self.pages.lock)
+
+    # Opening
+
+    def open(self, settings, *, device=None, engine="store", background=True, pages_min=64,
+             clock=SYSTEM_CLOCK, rng=SYSTEM_RANDOM):
+        """Open or create, and recover. `settings`: PageSettings. `device`: instead of its path."""
+        if self.log is not None:
+            raise Closed("these pages were opened before")
+        if self.pages.ops == NULL:
+            raise ConfigError("a page cache needs an engine's operations")
+        self.settings, self.clock = settings, clock
+        self._set_policy(settings, pages_min)
+        try:
+            self.device = device if device is not None else self._open_device(engine)
+            self._pool = WorkerPool(settings.workers) if settings.workers else None
+            self.log = OrderedLog(
+                self.device, buffer_bytes=settings.buffer_size, buffer_count=settings.buffers,
+                align_commits=settings.align_commits, pool=self._pool, clock=clock, rng=rng,
+                read_only=settings.read_only)
+            self.pages.stream = &self.log.stream
+            if self._pool is not None:
+                self.pages.pool = &(<WorkerPool>self._pool).pool
+            self._recover()
+        except BaseException:
+            self._release()
+            raise
+        self.pages.closed = 0
+        _open_pages.add(self)
+        if background and not settings.read_only:
+            self._upkeep = Upkeep(self, settings, clock)
+
+    def _set_policy(self, settings, pages_min):
+        self.pages.read_only = settings.read_only
+        self.pages.cache_bytes = self.pages.evict_above = settings.cache
+        self.pages.snapshot_bytes_max = settings.snapshot_bytes_max
+        self.pages.id_interval = settings.id_interval
+        self.pages.pages_min = pages_min
+        self.pages.links_max = LINKS_MAX
+        self.pages.compression = COMPRESSIONS[settings.compression]
+        self.durable = settings.durability == "sync"
+        if self.pages.compression and not compression_ready(self.pages.compression):
+            raise ConfigError(f"compression {settings.compression!r} needs "
+                              f"{LIBRARIES[settings.compression]}, which this system lacks")
+
+    def _open_device(self, engine):
+        settings = self.settings
+        if settings.path is None:
+            raise ConfigError("give a path or a device")
+        path = os.fspath(settings.path)
+        if not settings.read_only:
+            make_directory(path)
+            self._lock_file = open_lock_file(os.path.join(path, "lock"), mode=settings.mode)
+            self._lock_file.take_or_refuse()
+        device = FileDevice([(os.path.join(path, "data"), None)], settings.segment_size,
+                            engine=engine, preallocate=False, lock=None,
+                            read_only=settings.read_only, mode=settings.mode)
+        self._opened = device
+        return device
+
+    def _recover(self):
+        self._problems = 0
+        self.recovery = self.log.recover(self._visit, self._restore)
+        self.pages.id_next = self.pages.id_limit = max(<uint64_t>1, self.pages.id_marker)
+        self.pages.id_marker = self.pages.id_limit
+        number = self.pages.pid_next >> BLOCK_BITS
+        if number < self.pages.block_count:
+            self.raise_result(block_load(&self.pages, number), number << BLOCK_BITS)
+        self._checkpoint_segments = 0
+        self._segments_seen = 0
+
+    def _visit(self, kind, position, bytes payload, mark):
+        cdef int result = redo_record(&self.pages, kind, position, PyBytes_AS_STRING(payload),
+                                      len(payload), mark)
+        if result == PAGES_CORRUPT:
+            self._problems += 1
+        else:
+            self.raise_result(result, 0)
+
+    def _restore(self, bytes state):
+        self.raise_result(state_restore(&self.pages, PyBytes_AS_STRING(state), len(state)), 0)
+
+    # The lock, and what comes of results
+
+    cdef int lock(self) except -1:
+        cdef pages_t *pages = &self.pages
+        cdef int result = pages_usable(pages)
+        if result != PAGES_OK:
+            return self.raise_result(result, 0)
+        while not pages_trylock(pages):
+            with nogil:
+                pages_lock(pages)
+                pages_unlock(pages)
+        return 0
+
+    cdef int raise_result(self, int result, uint64_t pid) except -1:
+        if result == PAGES_OK:
+            return 0
+        if result == PAGES_CLOSED:
+            raise Closed("the store is closed")
+        if result == PAGES_FORKED:
+            raise ForkedProcess("this store was opened before the fork; open it again here")
+        if result == PAGES_ABSENT or result == PAGES_LOG + LOG_GONE:
+            raise KeyMissing(f"there is no page {pid}")
+        if result == PAGES_TOO_OLD:
+            raise SnapshotTooOld(errors_of_os.ESTALE, "old versions for this snapshot went over "
+                                 f"{self.pages.snapshot_bytes_max} bytes: take a new one")
+        if result == -ENOMEM:
+            raise MemoryError("no memory for a page")
+        if result == PAGES_CORRUPT:
+            self.log._raise(LOG_CORRUPT, self.pages.bad_position)
+        if result >= PAGES_LOG:
+            self.log._raise(result - PAGES_LOG, self.pages.bad_position)
+        raise EnvironmentFailure(-result if result < 0 else errors_of_os.EIO,
+                                 f"page {pid}: result {result}")
+
+    cdef int _wait(self, uint64_t end) except -1:
+        cdef int result
+        with nogil:
+            result = pages_sync(&self.pages, end)
+        return self.raise_result(result, 0)
+
+    cdef int changed(self, uint64_t end, bint durable) except -1:
+        cdef uint64_t opened = load64_relaxed(&self.pages.stream.counters.segments_opened)
+        if durable:
+            self._wait(end)
+        if opened != self._segments_seen:
+            self._segments_seen = opened
+            if self._upkeep is not None:
+                self._upkeep.wake()
+        return 0
+
+    def sync(self, uint64_t end=0):
+        """Everything committed so far (or up to `end`) is on the medium afterwards."""
+        self.raise_result(pages_usable(&self.pages), 0)
+        self._wait(end)
+
+    # Checkpoints
+
+    cdef int _begin(self, capture_t *capture, char **head, uint64_t *size) noexcept nogil:
+        cdef pages_t *pages = &self.pages
+        cdef int result
+        pages_lock(pages)
+        result = capture_take(pages.stream, capture)
+        if result > 0:
+            result += PAGES_LOG
+        if result == PAGES_OK:
+            result = state_head(pages, head, size)
+        if result == PAGES_OK:
+            pages.checkpoint_serial += 1
+            pages.checkpoint = pages.checkpoint_serial
+            pages.checkpoint_failed = 0
+            pages.dead_count = 0
+        pages_unlock(pages)
+        return result
+
+    cdef int _save_blocks(self) noexcept nogil:
+        """Those that were dirty at the moment, each in a hold of the lock of its own."""
+        cdef pages_t *pages = &self.pages
+        cdef uint32_t number = 0
+        cdef int result = PAGES_OK
+        while result == PAGES_OK:
+            result = append_wait(pages, BLOCK_ENTRIES * 64, 1)
+            if result == PAGES_LARGE:
+                result = PAGES_OK
+            pages_lock(pages)
+            while number < pages.block_count and (
+                    not pages.blocks[number].dirty
+                    or pages.blocks[number].checkpoint == pages.checkpoint):
+                number += 1
+            if number >= pages.block_count or result != PAGES_OK:
+                pages_unlock(pages)
+                break
+            result = block_save(pages, number)
+            pages_unlock(pages)
+            number += 1
+        return result
+
+    def checkpoint(self):
+        """Make the next recovery start here, and give back segments that nothing needs."""
+        self.raise_result(pages_usable(&self.pages), 0)
+        with self._maintenance:
+            self._checkpoint()
+
+    def _checkpoint(self):
+        cdef capture_t capture
+        cdef char *head = NULL
+        cdef char *tail = NULL
+        cdef uint64_t head_size = 0, tail_size = 0, opened
+        cdef int result
+        opened = load64_relaxed(&self.pages.stream.counters.segments_opened)
+        with nogil:
+            result = self._begin(&capture, &head, &head_size)
+        try:
+            begun = self.log._begun(result - PAGES_LOG if result > PAGES_LOG else result, &capture)
+            with nogil:
+                result = self._save_blocks()
+                pages_lock(&self.pages)
+                if result == PAGES_OK and self.pages.checkpoint_failed:
+                    result = self.pages.checkpoint_failed
+                if result == PAGES_OK:
+                    result = state_tail(&self.pages, &tail, &tail_size)
+                self.pages.checkpoint = 0
+                pages_unlock(&self.pages)
+            self.raise_result(result, 0)
+            state = (PyBytes_FromStringAndSize(head, head_size)
+                     + PyBytes_FromStringAndSize(tail, tail_size))
+        finally:
+            free(head)
+            free(tail)
+        self.log.finish_checkpoint(begun, state)
+        self.pages.counters.checkpoints += 1
+        self._checkpoint_segments = opened
+
+    # What the background thread does
+
+    def tick(self):
+        """What time brings. Idle: no I/O at all."""
+        self.raise_result(pages_usable(&self.pages), 0)
+        self.log.tick()
+
+    def step(self):
+        """One piece of maintenance, if one is due; whether there was."""
+        if self.pages.closed or not self._checkpoint_due():
+            return False
+        self.checkpoint()
+        return True
+
+    def _checkpoint_due(self):
+        opened = load64_relaxed(&self.pages.stream.counters.segments_opened)
+        live = self.pages.stream.slots_used // CHECKPOINT_SHARE
+        return opened - self._checkpoint_segments > max(CHECKPOINT_SEGMENTS_MIN, live)
+
+    # Closing
+
+    def close(self):
+        """Checkpoint, sync, clean mark. After a failure of the log: no I/O. Idempotent."""
+        if self.pages.closed or self.log is None:
+            return
+        if self.pages.opened_in != forks:
+            self.pages.closed = 1
+            return
+        if self._upkeep is not None:
+            self._upkeep.close()
+        with self._maintenance:
+            if self.pages.closed:
+                return
+            try:
+                if not self.pages.read_only and not self.pages.stream.failed:
+                    self._checkpoint()
+            finally:
+                self.pages.closed = 1
+                self._release()
+
+    def _release(self):
+        _open_pages.discard(self)
+        try:
+            if self.log is not None:
+                self.log.close()
+        finally:
+            if self._pool is not None:
+                self._pool.close()
+            if self._opened is not None:
+                self._opened.close()
+            if self._lock_file is not None:
+                self._lock_file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
