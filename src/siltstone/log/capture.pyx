@@ -1,4 +1,4 @@
-"""The moment that a checkpoint describes: its first part, empty, and the segment table as it is then.
+"""The moment that a checkpoint describes: its first part, empty, and the segment table of then.
 
 Both in one hold of the stream's lock, so that what is live in the table is exactly what was
 appended before the moment. An engine calls it under its own lock, which is why it needs no GIL.

@@ -61,12 +61,11 @@ cdef int stream_ready(ordered_t *stream, uint64_t bytes) noexcept nogil:
             return PAGES_WAIT
     end = offset + buffers * stream.buffer_bytes
     for which in range(2):
-        # Slots that are not chosen are not waited for: the append says at once if none is free.
+        # Slots that are not chosen are not waited for: the append says at once if none is free,
+        # and the very first one makes its segment itself.
         if end > (which + 1) * stream.segment_bytes or stream.rolling:
             if stream.ahead[which] == SLOT_NONE:
-                if stream.version:
-                    continue
-                return PAGES_WAIT
+                continue
             if not stream.segments[stream.ahead[which]].allocated:
                 return PAGES_WAIT
     return PAGES_OK
@@ -85,9 +84,9 @@ cdef int append_ready(pages_t *pages, uint64_t bytes, uint32_t records) noexcept
 
 
 cdef int append_wait(pages_t *pages, uint64_t bytes, uint32_t records) noexcept nogil:
-    cdef uint32_t rounds
-    cdef int result
-    for rounds in range(WAIT_ROUNDS):
+    cdef int rounds = WAIT_ROUNDS, result
+    while rounds:
+        rounds -= 1
         result = append_ready(pages, bytes, records)
         if result != PAGES_WAIT:
             return result
@@ -269,7 +268,7 @@ cdef int append_moved(pages_t *pages, uint64_t pid, const char *node, place_t **
 
 cdef int page_rewrite(pages_t *pages, uint64_t pid, entry_t *entry) noexcept nogil:
     cdef place_t *places = NULL
-    cdef uint32_t count = 0, number
+    cdef uint32_t count = 0
     cdef int result = append_moved(pages, pid, entry.node, &places, &count)
     if result != PAGES_OK:
         return result

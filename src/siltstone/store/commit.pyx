@@ -22,8 +22,8 @@ from siltstone.store.state cimport (KIND_BASE, KIND_FREE, KIND_LINK, KIND_ROOT, 
                                     MARK_COMMIT, NOTE_SIZE, PAGES_ABSENT, PAGES_LOG, PAGES_MISS,
                                     PAGES_OK, PAGE_FREE, PAGE_LIVE, PAGE_RESERVED, ROOT_NAME_MAX,
                                     WORD_NOTE, change_item_t, change_t, entry_t, pages_t, place_t)
-from siltstone.store.table cimport (block_of, block_touch, entry_adopt_places,
-                                    entry_forget_places, entry_push, entry_room, page_entry, places_dead, scratch_room,
+from siltstone.store.table cimport (block_of, block_touch, entry_adopt_places, entry_forget_places,
+                                    entry_push, entry_room, page_entry, places_dead, scratch_room,
                                     table_allocate, table_freed, table_unreserve)
 from siltstone.store.versions cimport version_keep, version_wanted, versions_limit
 

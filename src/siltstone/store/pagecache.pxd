@@ -172,7 +172,7 @@ cdef class Pages:
                 self.pages.ops = &node_ops
                 self.pages.context = NULL       # anything
 
-    then `TreePages().open(path, ...)`; open() recovers. See pagecache.pyi for its parameters.
+    then `TreePages().open_with(settings, ...)`, which recovers. Its parameters: pagecache.pyi.
     """
     cdef pages_t pages
     cdef readonly OrderedLog log
@@ -195,7 +195,7 @@ cdef class Pages:
     cdef int raise_result(self, int result, uint64_t pid) except -1
     # Take the lock as said above, after pages_usable(); raises Closed or ForkedProcess.
     cdef int lock(self) except -1
-    # After a commit, without the lock: waits for the medium if `durable`, up to `end`; and work that
+    # After a commit, without the lock: waits for the medium if `durable`, up to `end`; work that
     # became due is given to the background thread, or done.
     cdef int changed(self, uint64_t end, bint durable) except -1
     cdef int _wait(self, uint64_t end) except -1

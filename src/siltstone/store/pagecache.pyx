@@ -127,8 +127,8 @@ cdef class Pages:
 
     # Opening
 
-    def open(self, settings, *, device=None, engine="store", background=True, pages_min=64,
-             clock=SYSTEM_CLOCK, rng=SYSTEM_RANDOM):
+    def open_with(self, settings, *, device=None, engine="store", background=True, pages_min=64,
+                  clock=SYSTEM_CLOCK, rng=SYSTEM_RANDOM):
         """Open or create, and recover. `settings`: PageSettings. `device`: instead of its path."""
         if self.log is not None:
             raise Closed("these pages were opened before")

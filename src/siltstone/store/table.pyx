@@ -49,7 +49,8 @@ cdef inline char *put_number(char *to, uint64_t number) noexcept nogil:
     return to + 1
 
 
-cdef inline const char *get_number(const char *at, const char *end, uint64_t *number) noexcept nogil:
+cdef inline const char *get_number(const char *at, const char *end,
+                                   uint64_t *number) noexcept nogil:
     """NULL: the image ends inside it."""
     cdef uint64_t value = 0
     cdef uint32_t shift = 0
