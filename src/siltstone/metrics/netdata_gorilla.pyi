@@ -1,0 +1,3 @@
+from typing_extensions import Buffer
+
+def decode(page: Buffer, numbers: Buffer) -> int: ...
