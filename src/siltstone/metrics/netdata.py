@@ -264,7 +264,11 @@ def _tiers_in(directory: Path) -> dict[int, Path]:
     tiers: dict[int, Path] = {}
     for name in names:
         match = _DIRECTORY.fullmatch(name)
-        if match and (directory / name).is_dir() and pair_numbers(foreign.names_in(directory / name)):
+        if (
+            match
+            and (directory / name).is_dir()
+            and pair_numbers(foreign.names_in(directory / name))
+        ):
             tiers[int(match[1] or 0)] = directory / name
     return dict(sorted(tiers.items()))
 

@@ -1,3 +1,4 @@
-from typing_extensions import Buffer
+import numpy as np
+import numpy.typing as npt
 
-def decode(page: Buffer, numbers: Buffer) -> int: ...
+def decode(page: npt.NDArray[np.uint8], numbers: npt.NDArray[np.uint32]) -> int: ...

@@ -72,23 +72,26 @@ def run(
     done, extent = 0, 0
     for pair in chosen.pairs:
         key = f"netdata:{chosen.number}:{pair.number}:{pair.identity():08x}"
-        first, since = sink.mark(key), 0
+        # What could not be read may still be on its way from a Netdata that runs: tried again.
+        first, since, sound = sink.mark(key), 0, pair.sound_until
         for place in pair.places:
             if place.offset < first:
                 report.extents_skipped += 1
             else:
                 _extent(view, chosen, extent, sink, report, seen)
+                if chosen.is_bad(extent):
+                    sound = min(sound, place.offset)
                 report.extents += 1
                 since += 1
             extent += 1
             done += place.size
             if since == MARK_EXTENTS:
-                sink.set_mark(key, place.offset + padded(place.size))
+                sink.set_mark(key, min(place.offset + padded(place.size), sound))
                 since = 0
             if progress is not None:
                 progress(done, total)
         if since:
-            sink.set_mark(key, _end(pair))
+            sink.set_mark(key, min(_end(pair), sound))
     report.series, report.bytes = len(seen), done
     report.problems = [str(problem) for problem in view.problems]
     return report

@@ -75,9 +75,7 @@ def flags_of(words: Words) -> npt.NDArray[np.uint8]:
     return (words >> np.uint32(24)).astype(np.uint8) & np.uint8(3)
 
 
-def pack(
-    values: Values, *, anomalous: Flags | None = None, reset: Flags | None = None
-) -> Words:
+def pack(values: Values, *, anomalous: Flags | None = None, reset: Flags | None = None) -> Words:
     """The nearest storage numbers, in the form of 1.36 and later; NaN and infinities are empty.
 
     Within 3e-7 of |x| in [0.168, 1.67e14) and 5e-8 below that; above the range it saturates.
@@ -88,8 +86,10 @@ def pack(
     bits |= mantissa.astype(np.uint32)
     bits[np.signbit(values) & (size > 0)] |= np.uint32(NEGATIVE)
     bits[size == 0] = 0
-    bits |= np.uint32(NOT_ANOMALOUS) if anomalous is None else np.where(
-        anomalous, np.uint32(0), np.uint32(NOT_ANOMALOUS)
+    bits |= (
+        np.uint32(NOT_ANOMALOUS)
+        if anomalous is None
+        else np.where(anomalous, np.uint32(0), np.uint32(NOT_ANOMALOUS))
     )
     if reset is not None:
         bits |= np.where(reset, np.uint32(RESET), np.uint32(0))

@@ -89,15 +89,16 @@ class Points:
     def anomalous(self) -> Flags:
         """Where the collector's model called a sample, or one of a point's samples, anomalous."""
         if self.flags is None:
-            return np.asarray(self.anomalies) > 0
-        return (self.flags & 1) == 0
+            assert self.anomalies is not None
+            return np.greater(self.anomalies, 0)
+        return np.equal(self.flags & 1, 0)
 
     @property
     def reset(self) -> Flags:
         """Where a counter started again before the sample; tier points do not know."""
         if self.flags is None:
             return np.zeros(len(self.times), np.bool_)
-        return (self.flags & 2) != 0
+        return np.not_equal(self.flags & 2, 0)
 
     @property
     def seconds(self) -> Values:

@@ -104,6 +104,7 @@ class Pair:
         self.problems: list[Problem] = []
         self.places: list[Place] = []
         self.salvaged = 0
+        self.sound_until = 1 << 62  # a later look may find extents at and above this offset
         self.pages: Rows = np.empty(0, pages.PAGE)  # `extent` counts within this pair
         self.data = ForeignFile(directory / data_name(number))
         try:
@@ -210,6 +211,7 @@ class Pair:
 
     def _lost(self, start: int, end: int) -> None:
         if end > start:
+            self.sound_until = min(self.sound_until, start)
             text = f"{end - start} bytes that no journal names and that hold no whole extent"
             self.problems.append(Problem(self.data.path, start, text))
 
@@ -231,7 +233,9 @@ class Pair:
         place = self.places[number]
         data = self.data.read(place.offset, place.size)
         if len(data) < place.size:
-            raise Corruption("the file ends within this extent", expected=place.size, found=len(data))
+            raise Corruption(
+                "the file ends within this extent", expected=place.size, found=len(data)
+            )
         return extents.parse(data)
 
 

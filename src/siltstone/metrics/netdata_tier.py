@@ -178,7 +178,14 @@ class Tier:
         for place, points in self._decode(extent, rows, keep=False):
             yield Run(int(rows["high"][place]) << 64 | int(rows["low"][place]), points)
 
-    def _decode(self, extent: int, rows: Rows, *, keep: bool = True) -> Iterator[tuple[int, Points]]:
+    def is_bad(self, extent: int) -> bool:
+        """Whether this extent could not be had when it was read."""
+        with self._lock:
+            return (extent, -1) in self._noted
+
+    def _decode(
+        self, extent: int, rows: Rows, *, keep: bool = True
+    ) -> Iterator[tuple[int, Points]]:
         """(which row, its points) for those of `rows`, all of one extent, that can be had."""
         loaded = self._load(extent, keep=keep)
         if loaded is None:

@@ -13,8 +13,9 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -203,10 +204,14 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
+        if kind is not None:
             self.abandon()
+            return
+        try:
+            self.close()
+        except BaseException:
+            self.abandon()
+            raise
 
 
 def export(
@@ -252,8 +257,8 @@ def export(
 
 
 def _pages(
-    times: Times, cells: npt.NDArray[np.generic], step_ms: int, size: int, gap: np.generic
-) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
+    times: Times, cells: npt.NDArray[Any], step_ms: int, size: int, gap: Any
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """(start in ms, cells at equal steps) for each page; holes within a page are `gap`."""
     if not len(times):
         return
@@ -275,7 +280,7 @@ def _pages(
 def _slices(cut: Flags) -> Iterable[slice]:
     """The runs between cuts; cut i lies between elements i and i + 1."""
     edges = [0, *(np.flatnonzero(cut) + 1).tolist(), len(cut) + 1]
-    return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+    return [slice(first, last) for first, last in pairwise(edges)]
 
 
 def _whole_seconds(times: Times, values: Values, after_ms: int) -> tuple[Times, Values]:
