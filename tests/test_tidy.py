@@ -42,11 +42,19 @@ TOP = {
     "demo",
     "load",
     "memcached_flags",
+    "netdata_map",
     "segment_map",
 }  # commands: use everything, are used by no layer
 
 # One seam to the operating system, one to time and chance.
-SEAMS = {"log/device.py", "log/foreign.py", "log/machine.py", "log/workers.pyx", "log/arena.pyx", "clock.py"}
+SEAMS = {
+    "log/device.py",
+    "log/foreign.py",
+    "log/machine.py",
+    "log/workers.pyx",
+    "log/arena.pyx",
+    "clock.py",
+}
 # Outside the data: files and times of the person at the terminal. Each with its reason.
 ALLOWED = {
     ("config.py", "read_text"),  # the TOML file that a person names

@@ -228,6 +228,25 @@ def _opened(path: Path) -> Iterator[siltstone.Cache]:
         cache.close()
 
 
+@contextmanager
+def _netdata(path: Path, names: Path | None) -> Iterator[Any]:
+    """(view, the module that renders it) of a directory of Netdata's."""
+    try:
+        from siltstone import netdata_map
+        from siltstone.metrics import netdata
+    except ImportError as error:
+        raise errors.ConfigError(
+            f"{path} holds Netdata's files; to read them: pip install 'siltstone[metrics]' ({error})"
+        ) from None
+    with netdata.open(path, names=None if names is None else netdata.read_names(names)) as view:
+        yield view, netdata_map
+
+
+def _is_netdata(path: Path) -> bool:
+    patterns = ("datafile-1-*.ndf", "dbengine/datafile-1-*.ndf", "dbengine-tier?/datafile-1-*.ndf")
+    return any(any(path.glob(pattern)) for pattern in patterns)
+
+
 def _where(path: Path | None, server: str | None) -> str | None:
     if path is not None and server is not None:
         raise errors.ConfigError("--path and --server exclude each other")
@@ -424,10 +443,26 @@ def _number(value: Any) -> Any:
 @app.command("inspect")
 def inspect(
     path: DirectoryArgument,
-    details: Annotated[bool, typer.Option("--all", help="A row for each segment.")] = False,
+    details: Annotated[
+        bool, typer.Option("--all", help="A row for each segment, or for each series.")
+    ] = False,
+    names: Annotated[
+        Path | None,
+        typer.Option("--names", help="Labels of Netdata's metrics: JSON, {uuid: {label: value}}."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the flash: one cell a segment, and what each stream holds."""
+    """Show the flash: one cell a segment, and what each stream holds.
+
+    Of a directory of Netdata's files: tiers, files, series, time ranges, damage.
+    """
+    if _is_netdata(path):
+        with _netdata(path, names) as (view, netdata_map):
+            if as_json:
+                _print_json(netdata_map.as_json(view, details=details))
+            else:
+                out.print(netdata_map.render(view, details=details))
+        return
     with _opened(path) as cache:
         segments = segment_map.segments_of(cache.segments(), SYSTEM_CLOCK.now_ms())
     if as_json:
@@ -441,8 +476,13 @@ def inspect(
 @app.command("verify")
 def verify(path: DirectoryArgument, as_json: JsonOption = False) -> int:
     """Read and check everything; exit code 1 if something is wrong. Works beside a server."""
-    with _opened(path) as cache:
-        report = cache.verify()
+    report: Any
+    if _is_netdata(path):
+        with _netdata(path, None) as (view, _):
+            report = view.verify()
+    else:
+        with _opened(path) as cache:
+            report = cache.verify()
     if as_json:
         _print_json({"ok": report.ok, "problems": [str(problem) for problem in report.problems]})
     else:
