@@ -236,7 +236,7 @@ def _netdata(path: Path, names: Path | None) -> Iterator[Any]:
         from siltstone.metrics import netdata
     except ImportError as error:
         raise errors.ConfigError(
-            f"{path} holds Netdata's files; to read them: pip install 'siltstone[metrics]' ({error})"
+            f"{path} holds Netdata's files: pip install 'siltstone[metrics]' reads them ({error})"
         ) from None
     with netdata.open(path, names=None if names is None else netdata.read_names(names)) as view:
         yield view, netdata_map
