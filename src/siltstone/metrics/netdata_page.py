@@ -90,15 +90,15 @@ class Points:
         """Where the collector's model called a sample, or one of a point's samples, anomalous."""
         if self.flags is None:
             assert self.anomalies is not None
-            return np.greater(self.anomalies, 0)
-        return np.equal(self.flags & 1, 0)
+            return np.asarray(self.anomalies > 0)
+        return np.asarray((self.flags & 1) == 0)
 
     @property
     def reset(self) -> Flags:
         """Where a counter started again before the sample; tier points do not know."""
         if self.flags is None:
             return np.zeros(len(self.times), np.bool_)
-        return np.not_equal(self.flags & 2, 0)
+        return np.asarray((self.flags & 2) != 0)
 
     @property
     def seconds(self) -> Values:
@@ -114,7 +114,8 @@ class Points:
 
     def take(self, chosen: Flags | npt.NDArray[np.intp] | slice) -> Points:
         """Only the chosen points."""
-        return Points(*(None if one is None else one[chosen] for one in self.columns()))  # type: ignore[arg-type]
+        columns: list[Any] = [None if one is None else one[chosen] for one in self.columns()]
+        return Points(*columns)
 
 
 def metric_id(row: Rows) -> uuid.UUID:
@@ -245,8 +246,9 @@ def join(parts: list[Points]) -> Points:
     """
     if len(parts) == 1:
         return parts[0]
-    columns = zip(*(part.columns() for part in parts), strict=True)
-    points = Points(*(None if one[0] is None else np.concatenate(one) for one in columns))  # type: ignore[arg-type]
+    every = zip(*(part.columns() for part in parts), strict=True)
+    columns: list[Any] = [None if one[0] is None else np.concatenate(one) for one in every]
+    points = Points(*columns)
     times = points.times
     if len(times) < 2 or bool((times[1:] > times[:-1]).all()):
         return points
