@@ -304,7 +304,7 @@ cdef int consolidate(pages_t *pages, uint64_t pid, uint64_t stamp, char *node) n
     append_wait(pages, list_of(node).size, 2)
     pages_lock(pages)
     entry = page_entry(pages, pid)
-    if entry != NULL and entry.state == PAGE_LIVE and entry.stamp == stamp and not entry.busy:
+    if entry != NULL and entry.state == PAGE_LIVE and entry.stamp == stamp:
         entry_set_node(pages, pid, entry, node)
         node = NULL
         result = page_rewrite(pages, pid, entry)

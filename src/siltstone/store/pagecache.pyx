@@ -34,7 +34,7 @@ from siltstone.log.workers cimport WorkerPool, pthread_mutex_t
 from siltstone.store.compression cimport compression_ready
 from siltstone.store.redo cimport redo_record, state_head, state_restore, state_tail
 from siltstone.store.resident cimport block_load
-from siltstone.store.state cimport BLOCK_BITS, BLOCK_ENTRIES, LINKS_MAX
+from siltstone.store.state cimport BLOCK_BITS, BLOCK_ENTRIES, LINKS_MAX, RECENT_MAX
 from siltstone.store.table cimport block_save, entries_free
 from siltstone.store.upkeep import Upkeep
 
@@ -160,7 +160,7 @@ cdef class Pages:
         self.pages.cache_bytes = self.pages.evict_above = settings.cache
         self.pages.snapshot_bytes_max = settings.snapshot_bytes_max
         self.pages.id_interval = settings.id_interval
-        self.pages.pages_min = pages_min
+        self.pages.pages_min = max(4, min(pages_min, RECENT_MAX))
         self.pages.links_max = LINKS_MAX
         self.pages.compression = COMPRESSIONS[settings.compression]
         self.durable = settings.durability == "sync"

@@ -154,6 +154,19 @@ cdef int block_load(pages_t *pages, uint64_t number) noexcept nogil:
     return result
 
 
+cdef void recent_add(pages_t *pages, uint64_t pid) noexcept nogil:
+    """What was loaded last is not evicted: whoever loaded it has yet to see it. Without this an
+    operation that needs two pages could load one, lose the other, and so on for ever."""
+    cdef uint64_t *place = &pages.recent[pages.recent_next]
+    pages.recent_next = (pages.recent_next + 1) % pages.pages_min
+    if place[0]:
+        page_entry(pages, place[0]).busy -= 1
+        block_of(pages, place[0]).resident -= 1
+    place[0] = pid
+    page_entry(pages, pid).busy += 1
+    block_of(pages, pid).resident += 1
+
+
 cdef int entry_load(pages_t *pages, uint64_t pid, entry_t *entry) noexcept nogil:
     """Lock held; dropped while reading. The entry cannot go meanwhile: it is busy."""
     cdef place_t *places = NULL
@@ -180,6 +193,7 @@ cdef int entry_load(pages_t *pages, uint64_t pid, entry_t *entry) noexcept nogil
     elif result == PAGES_OK:
         entry_set_node(pages, pid, entry, node)
         entry.heat = 0
+        recent_add(pages, pid)
         pages.counters.loads += 1
     elif result == PAGES_CORRUPT:
         pages.bad_position = bad

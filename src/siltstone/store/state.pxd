@@ -24,6 +24,7 @@ cdef enum:
     BLOCK_ENTRIES = 1 << BLOCK_BITS     # of a table block
     PID_FIRST = 2                       # 0 is "none", 1 is kept
     HEAT_MAX = 3
+    RECENT_MAX = 64
     ROOT_NAME_MAX = 1024
     LINKS_MAX = 128                     # of a page; then its next change writes it whole
 
@@ -189,6 +190,8 @@ cdef struct pages_t:
     uint64_t evict_above            # the same, or higher after a round that found nothing to evict
     uint64_t resident_pages
     uint32_t pages_min              # so many stay whatever the limit: an operation needs a few
+    uint64_t recent[RECENT_MAX]     # the last `pages_min` pids that were loaded: busy
+    uint32_t recent_next
     uint32_t hand_block
     uint32_t hand_entry
     # Checkpoint being made
