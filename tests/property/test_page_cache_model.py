@@ -154,6 +154,11 @@ class PageCacheModel(RuleBasedStateMachine):
     def checkpoint(self) -> None:
         self.pages.checkpoint()
 
+    @rule()
+    def collect_garbage(self) -> None:
+        self.pages.collect_garbage()
+        assert self.pages.verify().ok
+
     def reopen(self) -> None:
         self.pages = pages_on(self.device)
         assert self.pages._pages.recovery.problems == []
@@ -178,7 +183,7 @@ class PageCacheModel(RuleBasedStateMachine):
             assert b"".join(self.pages.fragments(pid)) == said
         for name in "ab":
             assert self.pages.root(name) == self.roots.get(name)
-        self.pages._pages.log.check_invariants()
+        self.pages._pages.check_invariants()
 
 
 TestPageCacheModel = PageCacheModel.TestCase

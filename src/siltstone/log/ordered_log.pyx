@@ -447,6 +447,20 @@ cdef class OrderedLog:
         self.device.truncate(slots)
         pthread_mutex_unlock(&stream.lock)
 
+    def punch_free(self):
+        """Give back the blocks of free slots inside the file, too: for an engine that closes."""
+        cdef ordered_t *stream = &self.stream
+        cdef uint32_t slot
+        self._check(True)
+        if not self.device.growable:
+            return
+        pthread_mutex_lock(&stream.lock)
+        for slot in range(stream.slot_capacity):
+            if stream.segments[slot].state == SEGMENT_FREE and stream.segments[slot].allocated:
+                stream.segments[slot].allocated = 0     # to be filled with zeros before its turn
+                self.device.punch(slot)
+        pthread_mutex_unlock(&stream.lock)
+
     # Looking in
 
     def segments(self):

@@ -189,6 +189,7 @@ cdef class Pages:
     cdef object _opened                 # ours to close: the device
     cdef uint64_t _segments_seen        # opened by the stream, when changed() looked last
     cdef uint64_t _checkpoint_segments  # the same, at the newest checkpoint
+    cdef uint64_t _damaged_segments     # pinned by cleaning
     cdef uint64_t _problems             # records that recovery left out
     cdef object __weakref__
     # Raises the exception that fits, unless result is PAGES_OK. With the GIL, without the lock.

@@ -1,15 +1,23 @@
+from collections.abc import Callable
 from typing import Any, Self
 
 from siltstone.clock import Clock, Random
 from siltstone.log.device import Device
 from siltstone.log.ordered_log import OrderedLog
 from siltstone.log.ordered_recovery import Recovery
+from siltstone.store.report import Report
 from siltstone.store.settings import PageSettings
 
 COMPRESSIONS: dict[str, int]
 LIBRARIES: dict[str, str]
 CHECKPOINT_SHARE: int
 CHECKPOINT_SEGMENTS_MIN: int
+SPACE_FACTOR: float
+SEGMENTS_SPARE: int
+CLEAN_BELOW: int
+COMPACT_BELOW: int
+CLOSED_FACTOR: float
+COMPACT_SECONDS: int
 
 class Pages:
     log: OrderedLog
@@ -34,6 +42,10 @@ class Pages:
     def checkpoint(self) -> None: ...
     def tick(self) -> None: ...
     def step(self) -> bool: ...
+    def collect_garbage(self) -> int: ...
+    def check_invariants(self) -> None: ...
+    def verify(self, progress: Callable[[int, int], object] | None = None) -> Report: ...
+    def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...

@@ -31,11 +31,14 @@ from siltstone.log.capture cimport capture_t, capture_take
 from siltstone.log.log cimport LOG_CORRUPT, LOG_GONE, LOG_OK
 from siltstone.log.ordered cimport ordered_sync
 from siltstone.log.workers cimport WorkerPool, pthread_mutex_t
+from siltstone.store.check cimport (CHECK_COUNTS, CHECK_LIVE, CHECK_LOST, page_check, table_check)
+from siltstone.store.cleaning cimport segment_clean, space_t, space_take, space_victim
 from siltstone.store.compression cimport compression_ready
 from siltstone.store.redo cimport redo_record, state_head, state_restore, state_tail
 from siltstone.store.resident cimport block_load
 from siltstone.store.state cimport BLOCK_BITS, BLOCK_ENTRIES, LINKS_MAX, RECENT_MAX
 from siltstone.store.table cimport block_save, entries_free
+from siltstone.store.report import Report
 from siltstone.store.upkeep import Upkeep
 
 cdef extern from "<pthread.h>" nogil:
@@ -57,7 +60,15 @@ COMPRESSIONS = {"none": 0, "zstd": 1, "lz4": 2}
 LIBRARIES = {"zstd": "libzstd.so.1", "lz4": "liblz4.so.1"}
 # Log between two checkpoints, in segments: a share of the file, but not less than some.
 CHECKPOINT_SHARE = 8
-CHECKPOINT_SEGMENTS_MIN = 4
+CHECKPOINT_SEGMENTS_MIN = 8
+# Segments to live bytes above which segments are cleaned, and so many more before it begins.
+SPACE_FACTOR = 1.35
+SEGMENTS_SPARE = 6
+# A segment that is fuller than this (of 1000) is not worth moving: while in use, when asked to.
+CLEAN_BELOW = 850
+COMPACT_BELOW = 950
+CLOSED_FACTOR = 1.15
+COMPACT_SECONDS = 2
 _open_pages = weakref.WeakSet()
 
 
@@ -346,15 +357,77 @@ cdef class Pages:
 
     def step(self):
         """One piece of maintenance, if one is due; whether there was."""
-        if self.pages.closed or not self._checkpoint_due():
+        if self.pages.closed or self.pages.read_only or self.pages.stream.failed:
             return False
-        self.checkpoint()
-        return True
+        with self._maintenance:
+            if self._checkpoint_due():
+                self._checkpoint()
+                return True
+            return self._cleaning_due() and self._clean(CLEAN_BELOW)
 
     def _checkpoint_due(self):
         opened = load64_relaxed(&self.pages.stream.counters.segments_opened)
         live = self.pages.stream.slots_used // CHECKPOINT_SHARE
         return opened - self._checkpoint_segments > max(CHECKPOINT_SEGMENTS_MIN, live)
+
+    def _space(self):
+        cdef space_t space
+        space_take(&self.pages, &space)
+        return space
+
+    def _cleaning_due(self):
+        """More segments than live bytes want. Empty ones that wait for a checkpoint count not:
+        cleaning does not make them come back sooner."""
+        space = self._space()
+        wanted = space["live_bytes"] / space["segment_bytes"] * SPACE_FACTOR + SEGMENTS_SPARE
+        return space["segments"] - space["empty"] > wanted
+
+    def _clean(self, below, last=False):
+        """Empty one segment that is less than `below` (of 1000) full; whether there was one."""
+        cdef uint64_t version = 0
+        cdef int64_t slot
+        cdef int result
+        slot = space_victim(&self.pages, below, last, &version)
+        if slot < 0:
+            return False
+        with nogil:
+            result = segment_clean(&self.pages, <uint32_t>slot, version)
+        if result == PAGES_CORRUPT:
+            self._damaged_segments += 1
+        elif result != PAGES_WAIT:
+            self.raise_result(result, 0)
+        return result != PAGES_WAIT
+
+    def collect_garbage(self):
+        """Move what lives out of sparse segments, and give those back: how many were emptied."""
+        self.raise_result(pages_usable(&self.pages), 0)
+        emptied = 0
+        with self._maintenance:
+            before = self._space()["segments"]
+            while emptied <= before and self._clean(COMPACT_BELOW):
+                emptied += 1
+            self._free_emptied()
+        return emptied
+
+    def _free_emptied(self):
+        """What is empty now is free when two checkpoints have begun since."""
+        self.log.roll()
+        self._checkpoint()
+        self._checkpoint()
+
+    def _compact(self):
+        """At closing: at most COMPACT_SECONDS long, the file becomes close to what lives."""
+        deadline_ns = self.clock.monotonic_ns() + COMPACT_SECONDS * 1_000_000_000
+        space = self._space()
+        if space["segments"] <= space["live_bytes"] / space["segment_bytes"] * 1.1 + 3:
+            return
+        while self.clock.monotonic_ns() < deadline_ns:
+            space = self._space()
+            wanted = space["live_bytes"] / space["segment_bytes"] * CLOSED_FACTOR + 1
+            if space["segments"] - space["empty"] <= wanted or not self._clean(COMPACT_BELOW):
+                break
+        self._free_emptied()
+        self.log.punch_free()
 
     # Closing
 
@@ -372,6 +445,7 @@ cdef class Pages:
                 return
             try:
                 if not self.pages.read_only and not self.pages.stream.failed:
+                    self._compact()
                     self._checkpoint()
             finally:
                 self.pages.closed = 1
@@ -389,6 +463,103 @@ cdef class Pages:
                 self._opened.close()
             if self._lock_file is not None:
                 self._lock_file.close()
+
+    # Looking in
+
+    def _load_table(self):
+        cdef uint32_t number = 0, count = self.pages.block_count
+        cdef int result = PAGES_OK
+        with nogil:
+            while number < count and result == PAGES_OK:
+                result = block_load(&self.pages, number)
+                number += 1
+        self.raise_result(result, number << BLOCK_BITS)
+
+    def check_invariants(self):
+        """For tests and verify, while no change set is open: table, segments and memory agree."""
+        cdef uint64_t number = 0, expected = 0, found = 0
+        cdef int result
+        limit = self.pages.evict_above
+        self.pages.evict_above = <uint64_t>-1       # the whole table at once
+        try:
+            self._load_table()
+            with nogil:
+                pages_lock(&self.pages)
+                result = table_check(&self.pages, &number, &expected, &found)
+                pages_unlock(&self.pages)
+        finally:
+            self.pages.evict_above = limit
+        assert result != CHECK_LOST, f"a record of {number} lies in a segment that is not there"
+        assert result != CHECK_LIVE, (f"slot {number}: {found} live bytes, its records have "
+                                      f"{expected}")
+        assert result != CHECK_COUNTS, f"{found} bytes or pages counted, {expected} there"
+        self.log.check_invariants()
+
+    def verify(self, progress=None):
+        """Read every page from the device and check it. `progress(pages done, of)`, now and then.
+
+        Returns a Report; what recovery found is in it too.
+        """
+        cdef uint64_t pid, bad = 0, bytes_read = 0
+        cdef uint32_t records = 0
+        cdef int result
+        self.raise_result(pages_usable(&self.pages), 0)
+        report = Report(problems=[str(problem) for problem in self.recovery.problems])
+        if self._problems:
+            report.problems.append(f"recovery left out {self._problems} records that make no sense")
+        pid = PID_FIRST
+        while pid < self.pages.pid_next:
+            with nogil:
+                result = page_check(&self.pages, pid, &bad, &records, &bytes_read)
+            if result == PAGES_OK:
+                report.pages += 1
+                report.records += records
+            elif result != PAGES_ABSENT:
+                report.problems.append(f"page {pid}: {self._text(result, bad)}")
+            pid += 1
+            if progress is not None and pid % 1024 == 0:
+                progress(pid, self.pages.pid_next)
+        return report
+
+    def _text(self, int result, uint64_t position):
+        self.pages.bad_position = position
+        try:
+            self.raise_result(result, 0)
+        except (SiltstoneError, MemoryError) as error:
+            return str(error)
+
+    def stats(self):
+        """Counters and sizes, all numbers. `..._written_bytes` are parts of `written_bytes`."""
+        cdef pages_counters_t counters
+        log = self.log.stats()
+        space = self._space()
+        self.lock()
+        counters = self.pages.counters
+        found = {
+            "commits": counters.commits, "cache_misses": counters.loads,
+            "cache_hits": counters.hits, "evictions": counters.evictions,
+            "table_loads": counters.block_loads, "load_retries": counters.load_retries,
+            "cleaned_segments": counters.cleaned_segments, "checkpoints": counters.checkpoints,
+            "log_written_bytes": counters.link_bytes + counters.mark_bytes,
+            "pages_written_bytes": counters.base_bytes + counters.consolidated_bytes,
+            "cleaning_written_bytes": counters.cleaned_bytes,
+            "checkpoint_written_bytes": counters.table_bytes,
+            "cache_bytes": self.pages.resident_bytes, "cache_pages": self.pages.resident_pages,
+            "cache_limit_bytes": self.pages.cache_bytes,
+            "snapshot_bytes": self.pages.version_bytes, "snapshot_versions": self.pages.versions,
+            "snapshots_lost": counters.snapshots_lost,
+        }
+        pages_unlock(&self.pages)
+        found["written_bytes"] = self.device.handle.stats()["bytes_written"]
+        found["read_bytes"] = self.device.handle.stats()["bytes_read"]
+        found["live_bytes"] = space["live_bytes"]
+        found["used_bytes"] = space["segments"] * space["segment_bytes"]
+        found["garbage_bytes"] = found["used_bytes"] - space["live_bytes"]
+        for name in ("segments_used", "syncs", "sync_calls", "sync_shared", "zeroed_bytes",
+                     "rewritten_bytes", "pad_bytes", "buffer_waits", "busy", "failed"):
+            found[name] = log[name]
+        found["damaged_segments"] = self._damaged_segments
+        return found
 
     def __enter__(self):
         return self

@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 
 from siltstone.errors import Conflict, InvalidKey, InvalidValue, KeyMissing, Outdated
 from siltstone.store.fragments import FragmentPages, PidSet
+from siltstone.store.report import Report
 from siltstone.store.settings import PageSettings
 
 PID_FIRST = 2
@@ -73,7 +74,7 @@ def check_pid(pid: int) -> int:
 
 class PageCache:
     """See the module's docstring. Keywords are those of PageSettings, `background=False` among
-    them for no threads at all (then checkpoint() and make_stable() are the caller's)."""
+    them for no threads at all (then collect_garbage() and make_stable() are the caller's)."""
 
     def __init__(
         self,
@@ -280,9 +281,21 @@ class PageCache:
         """Everything that was changed before the call is on the medium afterwards."""
         self._pages.sync()
 
+    def collect_garbage(self) -> int:
+        """Move pages out of sparse segments and give those back; how many segments."""
+        return self._pages.collect_garbage()
+
     def checkpoint(self) -> None:
         """Make the next opening start from here."""
         self._pages.checkpoint()
+
+    def verify(self) -> Report:
+        """Read every page from the device and check it; what recovery found is in it too."""
+        return self._pages.verify()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and sizes; `..._written_bytes` are parts of `written_bytes`."""
+        return self._pages.stats()
 
     @property
     def size_on_disk(self) -> int:

@@ -1,0 +1,257 @@
+"""Cleaning: whole pages are written anew out of segments that hold little that lives.
+
+A victim is a sealed segment; cost and benefit choose it (free share x age / (1 + live share)), by
+bytes. It is read once and its records are walked; each page one of whose records lies there is
+written whole, which also ends its chain and makes its records elsewhere dead. That is no change:
+stamps stay, nobody's pointer gets old. A page in memory is not read; one that is a single record is
+copied from the segment's image as it is. The lock is held for one page at a time.
+"""
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_SIZE_MIN, RUN_ALIGNMENT,
+                                   RUN_HEADER_SIZE, record_bytes, record_check, record_header_t,
+                                   run_first_record, run_header_offset, run_header_t,
+                                   run_header_valid, word_kind)
+from siltstone.log.log cimport LOG_IO, part_t
+from siltstone.log.ordered cimport (GROUP_ID_SIZE, ORDERED_GROUPED, ORDERED_GROUPS_MAX,
+                                    ORDERED_URGENT, SEGMENT_SEALED, ordered_segment_t)
+from siltstone.log.workers cimport device_read, pthread_mutex_t
+from siltstone.store.append cimport append_record, append_wait, page_rewrite
+from siltstone.store.pagecache cimport pages_lock, pages_unlock
+from siltstone.store.resident cimport block_load, pages_load
+from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_BASE, KIND_LINK, KIND_MORE,
+                                    KIND_MOVED, KIND_TABLE, PAGES_ABSENT, PAGES_CORRUPT,
+                                    PAGES_LARGE, PAGES_LOG, PAGES_OK, PAGES_WAIT, PAGE_LIVE,
+                                    block_t, entry_t, pages_t, place_t)
+from siltstone.store.table cimport (block_save, block_touch, entry_place, entry_replace_places,
+                                    page_entry)
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+
+
+# Which segment -----------------------------------------------------------------------------------
+
+
+cdef void space_take(pages_t *pages, space_t *space) noexcept nogil:
+    cdef uint32_t slot
+    cdef ordered_segment_t *segment
+    space.segment_bytes = pages.stream.segment_bytes
+    space.segments = space.live_bytes = space.empty = 0
+    pthread_mutex_lock(&pages.stream.lock)
+    for slot in range(pages.stream.slot_capacity):
+        segment = &pages.stream.segments[slot]
+        if segment.version:
+            space.segments += 1
+            space.live_bytes += segment.live_bytes
+            space.empty += segment.live_bytes == 0 and segment.state == SEGMENT_SEALED
+    pthread_mutex_unlock(&pages.stream.lock)
+
+
+cdef int64_t space_victim(pages_t *pages, uint32_t below, bint last,
+                          uint64_t *version) noexcept nogil:
+    cdef uint32_t slot
+    cdef ordered_segment_t *segment
+    cdef double live, score, best = -1
+    cdef int64_t found = -1
+    pthread_mutex_lock(&pages.stream.lock)
+    for slot in range(pages.stream.slot_capacity):
+        segment = &pages.stream.segments[slot]
+        if segment.version == 0 or segment.state != SEGMENT_SEALED or segment.pins:
+            continue
+        if segment.live_bytes == 0:
+            continue
+        live = <double>segment.live_bytes / <double>pages.stream.segment_bytes
+        if live * 1000 >= below:
+            continue
+        score = slot
+        if not last:
+            score = (1 - live) * <double>(pages.stream.version - segment.version) / (1 + live)
+        if score > best:
+            best = score
+            found = slot
+            version[0] = segment.version
+    pthread_mutex_unlock(&pages.stream.lock)
+    return found
+
+
+# One page ----------------------------------------------------------------------------------------
+
+
+cdef bint lies_at(entry_t *entry, uint64_t position) noexcept nogil:
+    cdef uint32_t number
+    for number in range(entry.count):
+        if entry_place(entry, number).position == position:
+            return True
+    return False
+
+
+cdef int copy_record(pages_t *pages, uint64_t pid, entry_t *entry, const char *payload,
+                     uint32_t size) noexcept nogil:
+    """The page is this one record: its payload again, as a move."""
+    cdef part_t part
+    cdef place_t place
+    cdef int result
+    part.data = payload
+    part.size = size
+    result = append_record(pages, NULL, KIND_MOVED, &part, 1, ORDERED_URGENT, &place)
+    if result == PAGES_OK:
+        block_touch(pages, pid)
+        entry_replace_places(pages, entry, &place, 1)
+    return result
+
+
+cdef int page_clean(pages_t *pages, uint32_t kind, uint64_t position, const char *payload,
+                    uint32_t size) noexcept nogil:
+    cdef uint64_t word
+    cdef entry_t *entry
+    cdef bint here
+    cdef int result = PAGES_OK
+    memcpy(&word, payload, 8)
+    word >>= 8
+    while True:
+        append_wait(pages, max(size, <uint32_t>8192), 2)
+        pages_lock(pages)
+        entry = page_entry(pages, word)
+        here = entry != NULL and entry.state == PAGE_LIVE and lies_at(entry, position)
+        if here and entry.node != NULL:
+            result = page_rewrite(pages, word, entry)
+        elif here and entry.count == 1 and (kind == KIND_BASE or kind == KIND_MOVED):
+            result = copy_record(pages, word, entry, payload, size)
+        elif here:
+            pages_unlock(pages)
+            result = pages_load(pages, word, NULL)
+            if result == PAGES_ABSENT or result == PAGES_OK:
+                continue
+            return result
+        elif entry == NULL and word < pages.pid_next:
+            pages_unlock(pages)
+            result = block_load(pages, word >> BLOCK_BITS)
+            if result == PAGES_OK:
+                continue
+            return result
+        if here and result == PAGES_OK:
+            pages.counters.cleaned_bytes += entry.first.bytes
+        pages_unlock(pages)
+        return result
+
+
+cdef int block_clean(pages_t *pages, uint64_t position, const char *payload) noexcept nogil:
+    """A table block's image: the block is saved anew."""
+    cdef uint64_t number
+    cdef uint32_t part
+    cdef block_t *block
+    cdef bint here
+    cdef int result = PAGES_OK
+    memcpy(&number, payload, 8)
+    while result == PAGES_OK:
+        result = append_wait(pages, BLOCK_ENTRIES * 64, 1)
+        if result != PAGES_OK and result != PAGES_LARGE:
+            return result
+        pages_lock(pages)
+        here = False
+        if number < pages.block_count:
+            block = &pages.blocks[number]
+            for part in range(block.place_count):
+                here = here or block.places[part].position == position
+        if not here or block.entries != NULL:
+            result = block_save(pages, number) if here else PAGES_OK
+            pages_unlock(pages)
+            return result
+        pages_unlock(pages)
+        result = block_load(pages, number)
+    return result
+
+
+# One segment -------------------------------------------------------------------------------------
+
+
+cdef int record_clean(pages_t *pages, const char *record, uint64_t position,
+                      uint32_t size) noexcept nogil:
+    cdef record_header_t header
+    cdef uint32_t kind, skip
+    memcpy(&header, record, RECORD_HEADER_SIZE)
+    kind = word_kind(header.word) & ~<uint32_t>ORDERED_GROUPED
+    skip = GROUP_ID_SIZE if word_kind(header.word) & ORDERED_GROUPED else 0
+    if size < skip + 8 or word_kind(header.word) == 255:
+        return PAGES_OK
+    record += RECORD_HEADER_SIZE + skip
+    if kind in (KIND_BASE, KIND_MOVED, KIND_MORE, KIND_LINK):
+        return page_clean(pages, kind, position, record, size - skip)
+    if kind == KIND_TABLE and not skip:
+        return block_clean(pages, position, record)
+    return PAGES_OK
+
+
+cdef int run_clean(pages_t *pages, const char *image, uint64_t version, uint32_t salt,
+                   uint64_t offset, uint64_t end) noexcept nogil:
+    """The records of one run; a place that is none ends it (its tail, or damage)."""
+    cdef uint64_t base = version * pages.stream.segment_bytes
+    cdef int64_t size
+    cdef int result = PAGES_OK
+    while offset + RECORD_SIZE_MIN <= end and result == PAGES_OK:
+        size = record_check(image + offset, end - offset, salt, base + offset)
+        if size < 0:
+            break
+        result = record_clean(pages, image + offset, base + offset, <uint32_t>size)
+        offset += record_bytes(<uint64_t>size)
+    return result
+
+
+cdef int image_clean(pages_t *pages, const char *image, uint32_t slot, uint64_t version,
+                     uint32_t salt) noexcept nogil:
+    cdef uint64_t offset = 0, bytes = pages.stream.segment_bytes
+    cdef run_header_t run
+    cdef int result = PAGES_OK
+    while offset < bytes and result == PAGES_OK:
+        memcpy(&run, image + run_header_offset(offset), RUN_HEADER_SIZE)
+        if run_header_valid(&run, salt, version, slot, offset, bytes):
+            result = run_clean(pages, image, version, salt, run_first_record(offset),
+                               offset + run.length)
+            offset += run.length
+        else:
+            offset += RUN_ALIGNMENT
+    return result
+
+
+cdef bint groups_open(pages_t *pages) noexcept nogil:
+    cdef uint32_t entry
+    for entry in range(ORDERED_GROUPS_MAX):
+        if pages.stream.groups[entry]:
+            return True
+    return False
+
+
+cdef int segment_clean(pages_t *pages, uint32_t slot, uint64_t version) noexcept nogil:
+    cdef char *image = <char *>malloc(pages.stream.segment_bytes)
+    cdef ordered_segment_t *segment
+    cdef uint32_t salt
+    cdef int result = PAGES_OK
+    if image == NULL:
+        return -ENOMEM
+    pthread_mutex_lock(&pages.stream.lock)
+    salt = pages.stream.segments[slot].salt
+    pthread_mutex_unlock(&pages.stream.lock)
+    if device_read(pages.stream.device, slot, 0, image, pages.stream.segment_bytes, 0) < 0:
+        result = PAGES_LOG + LOG_IO
+    if result == PAGES_OK:
+        result = image_clean(pages, image, slot, version, salt)
+    free(image)
+    pthread_mutex_lock(&pages.stream.lock)
+    segment = &pages.stream.segments[slot]
+    if segment.version == version and segment.live_bytes:
+        # What is not committed yet keeps it for a while; damage for good: what cannot be read
+        # cannot be moved, and is not given up either.
+        if groups_open(pages):
+            result = PAGES_WAIT
+        elif result == PAGES_OK or result == PAGES_CORRUPT:
+            segment.pins += 1
+            result = PAGES_CORRUPT
+    pthread_mutex_unlock(&pages.stream.lock)
+    if result == PAGES_OK:
+        pages.counters.cleaned_segments += 1
+    return result
