@@ -1,4 +1,4 @@
-"""Checks of the whole page cache: the table against itself and the log, pages against the device."""
+"""Checks of the whole page cache: table against log and memory, pages against the device."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from siltstone.store.state cimport pages_t
