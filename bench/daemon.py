@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +53,13 @@ class Daemon:
     address: tuple[str, int]
 
     def load(self, operation: str, **options: Any) -> dict[str, float]:
-        """One run of the generator; its report with `cpu_us` (an operation) and `busy` added."""
+        """One run of the generator; its report with what the server spent added: `cpu_us` (an
+        operation), `busy` (of its core), and how busy the generator was."""
         with harness.pinned(harness.cores()[1]):
-            before = harness.cpu_seconds(self.process.pid)
+            before, own = harness.cpu_seconds(self.process.pid), time.thread_time()
             result: dict[str, float] = generator().run(self.address, operation, **options)
             spent = harness.cpu_seconds(self.process.pid) - before
+            result["generator_busy"] = (time.thread_time() - own) / result["seconds"]
         result["cpu_us"] = spent / max(result["operations"], 1) * 1e6
         result["busy"] = spent / result["seconds"]
         return result

@@ -10,6 +10,7 @@ the clock is disturbed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import shutil
@@ -20,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from bench import quiet
 
 TIE = (0.85, 1.15)  # ratios between these are a tie on a machine that does other things too
 OURS = "siltstone"
@@ -154,12 +157,15 @@ def written_bytes(pid: int | None = None) -> int:
 
 
 def alternate(sides: Mapping[str, S], measure: Callable[[S], T], rounds: int) -> dict[str, list[T]]:
-    """Measure each side once a round, in turn, and every other round in the opposite order."""
+    """Measure each side once a round, in turn, and every other round in the opposite order.
+
+    What others on the machine disturbed is measured again (quiet.py).
+    """
     results: dict[str, list[T]] = {name: [] for name in sides}
     names = list(sides)
     for turn in range(rounds):
         for name in names if turn % 2 == 0 else reversed(names):
-            results[name].append(measure(sides[name]))
+            results[name].append(quiet.undisturbed(functools.partial(measure, sides[name])))
     return results
 
 

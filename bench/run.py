@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from bench import machine, quiet
 from bench.harness import Settings
 
 BENCHES = (
@@ -54,6 +54,7 @@ def measure(name: str, settings: Settings) -> dict[str, Any]:
         traceback.print_exc()
         report["error"] = f"{type(error).__name__}: {error}"
     report["seconds"] = round(time.monotonic() - began, 1)
+    report["others"] = quiet.shares
     return report
 
 
@@ -68,6 +69,7 @@ def measure_apart(name: str, settings: Settings) -> dict[str, Any]:
                 "title": name,
                 "rows": [],
                 "seconds": 0.0,
+                "others": [],
                 "error": "the process that ran it died",
             }
 
@@ -108,6 +110,15 @@ def target(row: dict[str, Any]) -> str:
     return ("<= " if row["at_most"] else ">= ") + f"{row['target']:g}{unit}"
 
 
+def others(bench: dict[str, Any]) -> str:
+    """How much of the machine others had, in words."""
+    shares = bench["others"]
+    return (
+        f"other programs had {statistics.median(shares):.0%} of the cores during the median "
+        f"measurement, {max(shares):.0%} during the worst"
+    )
+
+
 HEADER = ("what", "unit", "siltstone", "peer", "of peer", "ratio", "target", "verdict", "beside")
 
 
@@ -136,6 +147,8 @@ def markdown(report: dict[str, Any]) -> str:
         lines += [f"## {bench['bench']}: {bench['title']}", ""]
         if bench["error"]:
             lines += [f"Failed: {bench['error']}", ""]
+        if bench["others"]:
+            lines += [others(bench).capitalize() + ".", ""]
         if bench["rows"]:
             lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
             lines += ["| " + " | ".join(cells(row)) + " |" for row in bench["rows"]] + [""]
@@ -146,6 +159,8 @@ def show(bench: dict[str, Any]) -> None:
     print(f"\n{bench['bench']}: {bench['title']} ({bench['seconds']:.0f} s)", flush=True)
     if bench["error"]:
         print(f"  FAILED: {bench['error']}", flush=True)
+    if bench["others"]:
+        print(f"  {others(bench)}", flush=True)
     for row in bench["rows"]:
         what, unit, ours, peer, theirs, quotient, goal, verdict, beside = cells(row)
         against = f" | {peer} {theirs} | ratio {quotient}" if row["peer"] else ""

@@ -33,7 +33,7 @@ LOADS = (
 
 
 def run(settings: Settings) -> list[Row]:
-    seconds = settings.pick(2.0, 0.5)
+    seconds = settings.pick(1.0, 0.5)
     with daemon.pair(settings, {harness.OURS: FLAGS, daemon.MEMCACHED: FLAGS}) as servers:
         for server in servers:
             server.load(
@@ -70,6 +70,7 @@ def compare(name: str, results: dict[str, list[dict[str, float]]], target: float
     for field_name, title, digits in (
         ("cpu_us", "server CPU us/op", 2),
         ("busy", "server core busy", 2),
+        ("generator_busy", "generator busy", 2),
         ("p50_us", "p50 us", 0),
         ("p99_us", "p99 us", 0),
         ("p999_us", "p99.9 us", 0),

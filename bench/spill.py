@@ -1,7 +1,7 @@
 """Embedded use of a cache eight times larger than its RAM: 1 GiB of 4 KiB values, random access.
 
 py-lmdb and diskcache have the whole page cache to themselves, without a limit; siltstone keeps to
-its own.
+its own. diskcache, which takes minutes for so much, holds a twentieth of it: in its favour.
 """
 
 from __future__ import annotations
@@ -56,20 +56,23 @@ def run(settings: Settings) -> list[Row]:
 def _fill(side: Side, items: int) -> int:
     """Store everything, then read every byte back; how many did not come back as stored."""
     key_of, value_of = generator().key_of, generator().value_of
-    for index in range(items):
+    held = range((items - 1) // side.share + 1)
+    for index in held:
         side.set(key_of(index), value_of(index, VALUE_SIZE))
-    step = side.share  # of the slow peer only a part is read back
-    return sum(
-        side.get(key_of(index)) != value_of(index, VALUE_SIZE) for index in range(0, items, step)
-    )
+    return sum(side.get(key_of(index)) != value_of(index, VALUE_SIZE) for index in held)
+
+
+def _asked(side: Side, probes: list[int]) -> list[int]:
+    """Of the slow peer fewer, and such as it holds."""
+    return [probe // side.share for probe in probes[:: side.share]]
 
 
 def _gets(side: Side, probes: list[int]) -> float:
     key_of = generator().key_of
-    return harness.get_nanoseconds(side.get, [key_of(p) for p in probes[:: side.share]])
+    return harness.get_nanoseconds(side.get, [key_of(p) for p in _asked(side, probes)])
 
 
 def _sets(side: Side, probes: list[int]) -> float:
     key_of, value_of = generator().key_of, generator().value_of
-    pairs = [(key_of(p), value_of(p, VALUE_SIZE)) for p in probes[:: side.share]]
+    pairs = [(key_of(p), value_of(p, VALUE_SIZE)) for p in _asked(side, probes)]
     return harness.set_nanoseconds(side.set, pairs)

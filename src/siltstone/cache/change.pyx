@@ -231,7 +231,7 @@ cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view
         view.value_size if content.old else 0)
     cdef slot_t *slot
     cdef item_t *item
-    cdef uint64_t low, hot = 0
+    cdef uint64_t low, high, hot = 0
     cdef int queue = QUEUE_SMALL
     reply.meta.value_size = size
     if request.position:
@@ -273,8 +273,11 @@ cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view
         bits |= SLOT_TAGGED
     low = (view.slot.low & SLOT_HASH_MASK) | (<uint64_t>SLOT_RAM << SLOT_KIND_SHIFT) | (
         hot << SLOT_HOT_SHIFT) | bits | (item_offset(cache, item) // 8)
-    view.slot.high = (view.slot.high & SLOT_HIGH_HASH_MASK) | slot_expiry_of(cache, expire_ms)
-    view.slot.low = low
+    high = (view.slot.high & SLOT_HIGH_HASH_MASK) | slot_expiry_of(cache, expire_ms)
+    # overwritten in place the slot mostly says so already: its line stays with other processors
+    if view.slot.high != high or view.slot.low != low:
+        view.slot.high = high
+        view.slot.low = low
     reply.meta.cas = item.cas
     reply.meta.client_flags = client_flags
     reply.meta.expire_ms = expire_ms

@@ -144,7 +144,7 @@ cdef int cache_find(cache_t *cache, const char *key, uint32_t key_size, uint64_t
                 return CACHE_BUSY
             cursor.locked = True
         else:
-            cursor.sequence = load64(&shard.sequence)
+            cursor.sequence = load64(&shard.lock.sequence)
             if cursor.sequence & 1 or shard.epoch != flush_epoch(cache):
                 if not cursor.sequence & 1:
                     cursor.tries = READ_TRIES       # a flush: entering makes the shard see it
@@ -154,7 +154,7 @@ cdef int cache_find(cache_t *cache, const char *key, uint32_t key_size, uint64_t
         status = _look(cache, shard, key, key_size, hash, cursor, now)
         if not cursor.locked:
             fence_acquire()
-            if load64(&shard.sequence) != cursor.sequence:
+            if load64(&shard.lock.sequence) != cursor.sequence:
                 cursor.tries += 1
                 count(cache, COUNT_READ_RETRIES, 1)
                 continue
@@ -233,7 +233,7 @@ cdef bint cache_found(cache_t *cache, read_t *cursor) noexcept nogil:
     cdef shard_t *shard = <shard_t *>cursor.shard
     if not cursor.locked:
         fence_acquire()
-        if load64(&shard.sequence) != cursor.sequence:
+        if load64(&shard.lock.sequence) != cursor.sequence:
             cursor.tries += 1
             count(cache, COUNT_READ_RETRIES, 1)
             return False
@@ -263,7 +263,7 @@ cdef void _touch_access(cache_t *cache, read_t *cursor) noexcept nogil:
     cdef bint entered = cursor.locked or shard_try_enter(cache, shard)
     if not entered:
         return
-    if cursor.locked or shard.sequence == cursor.sequence + 1:
+    if cursor.locked or shard.lock.sequence == cursor.sequence + 1:
         item = <item_t *>cursor.item
         item.last_access = <uint32_t>((now_ms(cache) - cache.arena.header.created_ms) // 1000)
     if not cursor.locked:

@@ -6,7 +6,7 @@ held by a thread that is not there, `renew` makes them new. A lock that was not 
 to a thread that is stopped inside: in the child its shard is emptied. Called by the attachment's
 fork hooks, in that order, on the forking thread. Lock order: architecture, "Locks".
 """
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from siltstone.cache.engine cimport CacheEngine
 from siltstone.cache.shard cimport cache_t, shard_clear, shard_t
@@ -61,13 +61,16 @@ def renew(CacheEngine engine not None) -> None:
     cdef cache_t *cache = engine.cache
     cdef shard_t *shard
     cdef uint32_t number
+    cdef uint64_t sequence
     _held.count = 0
     engine.lose_flash()
     engine.inside = 0
     engine.arena.after_fork()
     for number in range(cache.shard_count):
         shard = &cache.shards[number]
+        sequence = shard.lock.sequence
         lock_init(&shard.lock, False)
-        if shard.sequence & 1:
+        shard.lock.sequence = sequence
+        if shard.lock.sequence & 1:
             shard_clear(cache, shard)
-            shard.sequence += 1
+            shard.lock.sequence += 1

@@ -118,7 +118,7 @@ cdef void index_prefetch(cache_t *cache, const uint64_t *hashes, uint32_t count)
         count = PREFETCH_KEYS
     for number in range(count):
         shard = shard_of(cache, hashes[number])
-        prefetch(&shard.sequence)
+        prefetch(&shard.lock.sequence)
         prefetch(&shard.depth)
         prefetch(&shard.directory)
         prefetch(&shard.group_table)

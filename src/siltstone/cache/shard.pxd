@@ -60,28 +60,29 @@ cdef struct queue_t:            # frames of items, oldest first, linked through 
     uint32_t frames
     uint32_t pad
 
-cdef struct shard_t:
-    lock_t lock
-    uint64_t sequence           # odd while a change is under way
-    char pad[56]
+cdef struct shard_t:            # cache lines: the lock; what readers need; what sets change; pages
+    lock_t lock                 # its `sequence` is odd while a change is under way
     uint64_t epoch              # flushes seen
+    uint32_t number
+    uint32_t damaged            # to be cleared before anybody uses it again
+    uint32_t built              # the index has its directory. From here on: cleared in a reset
+    uint32_t depth              # directory entries = roots << depth
+    uint32_t groups             # group descriptors in use
+    uint32_t index_pages        # in use
+    uint32_t pages_free         # head of the list of free index pages (offset / 4096), 0 none
+    uint32_t sweep_group        # where the sweeper goes on
+    uint32_t scratch_pages      # copied there and not yet back in the index
+    char pad_readers[20]
     uint64_t evictions          # evicted from the small queue: the age of ghosts
     uint64_t items_ram
     uint64_t items_flash
     uint64_t ghosts
     uint64_t bytes_ram          # key + value bytes of items in RAM
     uint64_t bytes_used         # arena bytes of live items
-    uint32_t number
-    uint32_t depth              # directory entries = roots << depth
-    uint32_t groups             # group descriptors in use
-    uint32_t pages_free         # head of the list of free index pages (offset / 4096), 0 none
-    uint32_t index_pages        # in use
-    uint32_t sweep_group        # where the sweeper goes on
-    uint32_t built              # the index has its directory
-    uint32_t damaged            # to be cleared before anybody uses it again
-    uint32_t scratch_pages      # copied there and not yet back in the index
-    uint32_t scratch[GROUP_PAGES_MAX]   # frame number + 1
+    char pad_counts[16]
     queue_t queue[QUEUES]
+    uint32_t scratch[GROUP_PAGES_MAX]   # frame number + 1
+    char pad_queues[4]
     uint32_t directory[DIRECTORY_PAGES]
     uint32_t group_table[GROUP_TABLE_PAGES]
 

@@ -43,7 +43,7 @@ cdef bint _entered(cache_t *cache, shard_t *shard, int result) noexcept nogil:
     cdef uint64_t epoch
     if result == LOCK_BUSY:
         return False
-    store64_relaxed(&shard.sequence, shard.sequence | 1)
+    store64_relaxed(&shard.lock.sequence, shard.lock.sequence | 1)
     fence_release()
     if result == LOCK_OWNER_DIED:
         shard.damaged = 1
@@ -67,18 +67,17 @@ cdef bint shard_try_enter(cache_t *cache, shard_t *shard) noexcept nogil:
     return _entered(cache, shard, lock_try(&shard.lock))
 
 cdef void shard_leave(shard_t *shard) noexcept nogil:
-    store64(&shard.sequence, shard.sequence + 1)
+    store64(&shard.lock.sequence, shard.lock.sequence + 1)
     lock_drop(&shard.lock)
 
 cdef bint shard_clear(cache_t *cache, shard_t *shard) noexcept nogil:
     # another odd number: who remembers the former one, inside the lock or not, sees that all
     # pointers into the shard are void
-    store64_relaxed(&shard.sequence, shard.sequence + 2)
+    store64_relaxed(&shard.lock.sequence, shard.lock.sequence + 2)
     fence_release()
     _clear_live_bits(cache, shard)
     # all that the index and the queues know; lock, sequence, epoch and number stay
     shard.built = 0
-    memset(&shard.evictions, 0, <char *>&shard.number - <char *>&shard.evictions)
     memset(&shard.depth, 0, <char *>(shard + 1) - <char *>&shard.depth)
     shard.damaged = frames_reclaim(cache.arena, shard.number + 1) != LOCK_TAKEN
     return not shard.damaged

@@ -11,7 +11,7 @@ cdef extern from "<pthread.h>" nogil:
         pass
 
 cdef enum:
-    ARENA_LAYOUT_VERSION = 1
+    ARENA_LAYOUT_VERSION = 2
     ARENA_SECTIONS = 8
     PROCESS_SLOTS = 128
     PROCESS_COUNTERS = 120
@@ -33,7 +33,8 @@ cdef struct lock_t:
     # Process-shared and robust; 64 bytes, so that two locks share no cache line.
     pthread_mutex_t mutex
     uint32_t holder_pid     # of the last holder, for messages only
-    char pad[16]
+    uint64_t sequence       # the owner's, for readers without the lock: who locks has this line
+    char pad[8]
 
 cdef struct process_t:
     # One a process; byte `slot` of the lock file, locked, says that it lives.
@@ -55,27 +56,32 @@ cdef struct frame_t:
     uint64_t sequence       # order of taking, over all shards: the age
 
 cdef struct arena_header_t:
+    # What every operation reads fills the first cache line; what every set changes has its own.
+    # (In one line, each set of one process cost all others a miss on their next operation.)
     uint64_t magic
     uint32_t layout_version
     uint32_t frame_shift    # frame size = 1 << frame_shift
     uint64_t mapped_bytes   # address space, = bytes at frame_count_max
     uint64_t limit_bytes    # the memory limit in force
+    int64_t created_ms      # Unix
+    uint64_t secret[2]      # key of the hash of keys
+    uint64_t flush_word     # flush epoch (16 bits) | due time, Unix ms (48 bits)
     uint64_t section_offset[ARENA_SECTIONS]
     uint64_t section_bytes[ARENA_SECTIONS]
     uint64_t descriptors_offset
     uint64_t frames_offset
     uint32_t frame_count_max    # descriptors there are
     uint32_t frame_count_limit  # frames that the limit allows
+    char pad_constants[40]
+    uint64_t user[16]           # words that the engine may use
+    uint64_t cas_next           # next CAS number of the cache
+    char pad_cas[56]
+    uint64_t frame_sequence     # from here on: changed under the pool's lock
     uint32_t frames_used
     uint32_t free_head          # frame number + 1
     uint32_t frame_next_fresh   # frames at and above this number were never taken
     uint32_t frames_ready       # frames below this number have memory behind them (fallocated)
-    int64_t created_ms          # Unix
-    uint64_t secret[2]          # key of the hash of keys
-    uint64_t frame_sequence
-    uint64_t cas_next           # next CAS number of the cache
-    uint64_t flush_word         # flush epoch (16 bits) | due time, Unix ms (48 bits)
-    uint64_t user[16]           # words that the engine may use
+    char pad_frames[40]
     lock_t pool_lock
     lock_t leader_lock          # held by the thread that does the background work
 
