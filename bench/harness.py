@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench import quiet
+from bench import disturbance
 
 TIE = (0.85, 1.15)  # ratios between these are a tie on a machine that does other things too
 OURS = "siltstone"
@@ -159,13 +159,13 @@ def written_bytes(pid: int | None = None) -> int:
 def alternate(sides: Mapping[str, S], measure: Callable[[S], T], rounds: int) -> dict[str, list[T]]:
     """Measure each side once a round, in turn, and every other round in the opposite order.
 
-    What others on the machine disturbed is measured again (quiet.py).
+    What others on the machine disturbed is measured again (disturbance.py).
     """
     results: dict[str, list[T]] = {name: [] for name in sides}
     names = list(sides)
     for turn in range(rounds):
         for name in names if turn % 2 == 0 else reversed(names):
-            results[name].append(quiet.undisturbed(functools.partial(measure, sides[name])))
+            results[name].append(disturbance.undisturbed(functools.partial(measure, sides[name])))
     return results
 
 

@@ -2,6 +2,11 @@
 
 Every process opens the same path, waits for the others at a barrier, and works through its own
 shuffled order until the time is over. The single process is measured the same way.
+
+What sharing costs is seen beside as many processes as there are cores, all at work at the same
+time, each on a cache of its own ("apart"). One process alone is no measure of that: two virtual
+cores may share a physical one, or its caches and clock; what the machine itself loses stands in a
+row of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import os
 import random
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +31,18 @@ KEYS = 50_000
 VALUE_SIZE = 100
 BATCH = 500  # operations between two looks at the clock
 GETS_OF_TEN = 9
-PAIRS = (
-    (f"{harness.OURS} {PROCESSES}", f"diskcache {PROCESSES}"),
-    (f"{harness.OURS} 1", "diskcache 1"),
-    (f"{harness.OURS} {PROCESSES}", f"{harness.OURS} 1"),
-)
+CORES = min(PROCESSES, len(os.sched_getaffinity(0)))
+TOGETHER, ALONE, APART = (f"{harness.OURS} {what}" for what in (PROCESSES, 1, "apart"))
+
+
+@dataclass(frozen=True)
+class Team:
+    """`count` processes at work at the same time, on one cache or each on its own."""
+
+    kind: str
+    path: Path
+    count: int
+    apart: bool = False
 
 
 def _open(kind: str, path: Path) -> contextlib.AbstractContextManager[embedded.Side]:
@@ -59,9 +72,12 @@ def _work(side: embedded.Side, seed: int, seconds: float) -> tuple[float, float]
     return done / elapsed, (time.thread_time() - cpu) / done * 1e6
 
 
-def _process(kind: str, path: Path, seed: int, seconds: float, barrier: Any, results: Any) -> None:
+def _process(team: Team, seed: int, seconds: float, barrier: Any, results: Any) -> None:
+    path = team.path / str(seed) if team.apart else team.path
     try:
-        with _open(kind, path) as side:
+        with _open(team.kind, path) as side:
+            if team.apart:
+                _fill(side)
             barrier.wait(timeout=60)
             results.put(_work(side, seed, seconds))
             barrier.wait(timeout=60)
@@ -70,13 +86,13 @@ def _process(kind: str, path: Path, seed: int, seconds: float, barrier: Any, res
         barrier.abort()
 
 
-def _measure(kind: str, path: Path, count: int, seconds: float) -> tuple[float, float]:
-    """Operations a second of `count` processes together; the mean CPU us an operation."""
+def _measure(team: Team, seconds: float) -> tuple[float, float]:
+    """Operations a second of all its processes together; the mean CPU us an operation."""
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(count), context.Queue()
+    barrier, results = context.Barrier(team.count), context.Queue()
     workers = [
-        context.Process(target=_process, args=(kind, path, seed, seconds, barrier, results))
-        for seed in range(count)
+        context.Process(target=_process, args=(team, seed, seconds, barrier, results))
+        for seed in range(team.count)
     ]
     for worker in workers:
         worker.start()
@@ -85,7 +101,7 @@ def _measure(kind: str, path: Path, count: int, seconds: float) -> tuple[float, 
         worker.join()
     failed = [each for each in found if isinstance(each, str)]
     if failed:
-        raise RuntimeError(f"{kind}: {failed[0]}")
+        raise RuntimeError(f"{team.kind}: {failed[0]}")
     return sum(rate for rate, _ in found), statistics.mean(cpu for _, cpu in found)
 
 
@@ -96,50 +112,43 @@ def _fill(side: embedded.Side) -> None:
 
 
 def run(settings: Settings) -> list[Row]:
-    seconds = settings.pick(3.0, 1.0)
+    seconds = settings.pick(2.0, 1.0)
     kinds = ["diskcache"] if settings.peers_only else [harness.OURS, "diskcache"]
     with settings.directory() as directory, contextlib.ExitStack() as stack:
-        sides: dict[str, tuple[str, Path, int]] = {}
+        teams: dict[str, Team] = {}
         for kind in kinds:
             path = directory / kind
             # This process keeps each cache open, so that nothing is lost between the rounds.
             _fill(stack.enter_context(_open(kind, path)))
             for count in (PROCESSES, 1):
-                sides[f"{kind} {count}"] = (kind, path, count)
-        both = harness.alternate(sides, lambda side: _measure(*side, seconds), settings.rounds)
-    found = {name: [rate for rate, _ in measured] for name, measured in both.items()}
+                teams[f"{kind} {count}"] = Team(kind, path, count)
+        if not settings.peers_only:
+            teams[APART] = Team(harness.OURS, directory, CORES, apart=True)
+        both = harness.alternate(teams, lambda team: _measure(team, seconds), settings.rounds)
+    rates = {name: [rate for rate, _ in measured] for name, measured in both.items()}
     cpu = {name: statistics.median(us for _, us in measured) for name, measured in both.items()}
-    ours = found.get(f"{harness.OURS} {PROCESSES}", [])
+    return _rows(rates, cpu)
+
+
+def _rows(rates: dict[str, list[float]], cpu: dict[str, float]) -> list[Row]:
+    """Each side's rate beside another's, and what an operation took of a core."""
+
+    def row(name: str, ours: str, theirs: str, peer: str, target: float | None, times: int) -> Row:
+        found = [rate * times for rate in rates[theirs]]
+        made = Row(name, "op/s", rates.get(ours, []), peer, found, target)
+        made.notes["CPU us/op"] = " / ".join(f"{cpu[n]:.2f}" for n in (ours, theirs) if n in cpu)
+        if ours in cpu:
+            made.notes["ratio by CPU"] = f"{cpu[theirs] / cpu[ours]:.2f}"
+        return made
+
+    many = f"{PROCESSES} processes"
     rows = [
-        Row(
-            f"{PROCESSES} processes, together",
-            "op/s",
-            ours,
-            "diskcache",
-            found[f"diskcache {PROCESSES}"],
-            15.0,
-        ),
-        Row(
-            "one process",
-            "op/s",
-            found.get(f"{harness.OURS} 1", []),
-            "diskcache",
-            found["diskcache 1"],
-        ),
+        row(f"{many}, together", TOGETHER, f"diskcache {PROCESSES}", "diskcache", 15.0, 1),
+        row("one process", ALONE, "diskcache 1", "diskcache", None, 1),
     ]
-    if ours:
-        share = min(PROCESSES, len(os.sched_getaffinity(0)))
-        alone = [rate * share for rate in found[f"{harness.OURS} 1"]]
-        rows.append(
-            Row(
-                f"{PROCESSES} processes against {share} x one alone",
-                "op/s",
-                ours,
-                "one process per core",
-                alone,
-                0.8,
-            )
-        )
-    for row, names in zip(rows, PAIRS, strict=False):
-        row.notes["CPU us/op"] = " / ".join(f"{cpu[name]:.2f}" for name in names if name in cpu)
+    if APART in rates:
+        rows += [
+            row(f"{many} on one cache", TOGETHER, APART, "one per core, apart", 0.8, 1),
+            row(f"{CORES} processes apart", APART, ALONE, f"{CORES} x one alone", None, CORES),
+        ]
     return rows

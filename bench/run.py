@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import machine, quiet
+from bench import disturbance, machine
 from bench.harness import Settings
 
 BENCHES = (
@@ -54,7 +54,7 @@ def measure(name: str, settings: Settings) -> dict[str, Any]:
         traceback.print_exc()
         report["error"] = f"{type(error).__name__}: {error}"
     report["seconds"] = round(time.monotonic() - began, 1)
-    report["others"] = quiet.shares
+    report["others"] = disturbance.shares
     return report
 
 

@@ -222,6 +222,12 @@ cdef struct content_t:          # what a new value is made of
     uint64_t after_size
     bint old
 
+cdef inline void _say(slot_t *slot, uint64_t low, uint64_t high) noexcept nogil:
+    # Overwritten in place, it mostly says so already: its line then stays with other processors.
+    if slot.high != high or slot.low != low:
+        slot.high = high
+        slot.low = low
+
 cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
                 content_t *content, uint32_t client_flags, int64_t expire_ms, uint64_t tag,
                 uint8_t flags, uint64_t bits, bint force, int64_t now,
@@ -274,10 +280,7 @@ cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view
     low = (view.slot.low & SLOT_HASH_MASK) | (<uint64_t>SLOT_RAM << SLOT_KIND_SHIFT) | (
         hot << SLOT_HOT_SHIFT) | bits | (item_offset(cache, item) // 8)
     high = (view.slot.high & SLOT_HIGH_HASH_MASK) | slot_expiry_of(cache, expire_ms)
-    # overwritten in place the slot mostly says so already: its line stays with other processors
-    if view.slot.high != high or view.slot.low != low:
-        view.slot.high = high
-        view.slot.low = low
+    _say(view.slot, low, high)
     reply.meta.cas = item.cas
     reply.meta.client_flags = client_flags
     reply.meta.expire_ms = expire_ms

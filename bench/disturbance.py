@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-TRIES = 4
+TRIES = 3
 OTHERS_MAX = 0.05  # of all cores: one measurement in twenty may be off by as much anyway
 KTHREADD = 2
 
