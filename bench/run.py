@@ -172,6 +172,8 @@ def show(bench: dict[str, Any]) -> None:
 def write(report: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stem = report["date"].replace(" UTC", "").replace(" ", "-").replace(":", "")
+    if [bench["bench"] for bench in report["benches"]] != list(BENCHES):
+        stem += "".join("-" + bench["bench"].replace(".", "-") for bench in report["benches"])
     path: Path = folder / (stem + ("-quick" if report["quick"] else ""))
     path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     path.with_suffix(".md").write_text(markdown(report))
