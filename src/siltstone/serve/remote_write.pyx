@@ -226,8 +226,8 @@ cdef class Decoder:
                         self.metadata(&inner, start, batch)
                 elif not skip(&span, tag):
                     raise malformed(span.at, start, "a field that makes no sense")
-        batch.ids = columns.part(columns.id_array)
-        batch.times, batch.values = columns.part(columns.time_array), columns.part(columns.value_array)
+        batch.ids, batch.times = columns.part(columns.id_array), columns.part(columns.time_array)
+        batch.values = columns.part(columns.value_array)
         return batch
 
     cdef int series(
@@ -269,12 +269,12 @@ cdef class Decoder:
         if first == NULL:
             raise malformed(span.at, start, "a series without labels")
         key = (<const char *>first)[: last - first]
-        id = self.id_of(key if apart is None else apart + key, field, start)
+        id = self.id_of(key if apart is None else apart + key)
         for n in range(before, columns.count):
             columns.ids[n] = id
         return 0
 
-    cdef uint32_t id_of(self, bytes key, const uint8_t *at, const uint8_t *start) except? 0xFFFFFFFF:
+    cdef uint32_t id_of(self, bytes key) except? 0xFFFFFFFF:
         found = self.ids.get(key)
         if found is None:
             found = self.resolve(labels_of(key))
