@@ -1,0 +1,468 @@
+"""PromQL, evaluated with numpy over a grid of steps: the whole range of a query at once.
+
+`query` and `query_range` parse, evaluate against a `Source` (source.py) and give a `Result`. The
+meaning is Prometheus 2.42's: a sample counts for five minutes unless a staleness marker ends its
+series, ranges are closed on both sides, rates are extrapolated to their window. A query is one
+thread's; it looks at the clock and at its caller's wish to stop between batches of series.
+
+Non-goals: native histograms, and what the parser knows of Prometheus 3 (syntax.py lists it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import promql_parser as parser
+from promql_parser import Expr
+
+from siltstone.clock import SYSTEM_CLOCK, Clock
+from siltstone.errors import (
+    InvalidQuery,
+    QueryCancelled,
+    QueryFailed,
+    QueryTimeout,
+    QueryTooLarge,
+)
+from siltstone.metrics import labels as ls
+from siltstone.metrics import matching, windows
+from siltstone.metrics.aggregations import Grouping, aggregate
+from siltstone.metrics.functions import FUNCTIONS
+from siltstone.metrics.grid import Matrix, Value, Vector, distinct, empty, merged, one
+from siltstone.metrics.labels import Labels
+from siltstone.metrics.result import Result
+from siltstone.metrics.source import NAME_LABEL, STALE_NAN_BITS, Source, Times, Values
+from siltstone.metrics.syntax import (
+    matchers_of,
+    matching_of,
+    milliseconds,
+    moment_ms,
+    parse,
+    unwrapped,
+)
+
+# A subquery without a step of its own takes Prometheus' default evaluation interval.
+SUBQUERY_STEP_MS = 60_000
+# The clock and the wish to stop are looked at between batches of this many series.
+BATCH_SERIES = 256
+
+SETS = frozenset({"and", "or", "unless"})
+# Window functions that take no parameter keep their name in these alone.
+KEEP_NAME = frozenset({"last_over_time", "first_over_time"})
+WINDOWED = frozenset(
+    "rate increase delta irate idelta sum_over_time avg_over_time min_over_time max_over_time "
+    "count_over_time present_over_time last_over_time first_over_time stdvar_over_time "
+    "stddev_over_time changes resets quantile_over_time mad_over_time deriv predict_linear "
+    "holt_winters double_exponential_smoothing".split()
+)
+SMOOTHING = frozenset({"holt_winters", "double_exponential_smoothing"})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one query may cost; reaching a limit is an error that names it."""
+
+    timeout_seconds: float = 120.0
+    points_max: int = 11_000  # steps of a range query
+    samples_max: int = 50_000_000  # read from the source, and values on grids of steps
+    lookback_ms: int = 300_000  # how long a sample counts
+
+
+@dataclass(slots=True)
+class Budget:
+    """One query's time and samples; `cancelled` is asked now and then."""
+
+    limits: Limits
+    clock: Clock = SYSTEM_CLOCK
+    cancelled: Callable[[], bool] | None = None
+    samples: int = 0
+    started_ns: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started_ns = self.clock.monotonic_ns()
+
+    def check(self) -> None:
+        """Raises where the query must stop."""
+        if self.cancelled is not None and self.cancelled():
+            raise QueryCancelled("query was canceled in expression evaluation")
+        elapsed_ns = self.clock.monotonic_ns() - self.started_ns
+        if elapsed_ns > self.limits.timeout_seconds * 1e9:
+            raise QueryTimeout("query timed out in expression evaluation")
+
+    def take(self, samples: int) -> None:
+        self.samples += samples
+        if self.samples > self.limits.samples_max:
+            raise QueryTooLarge(
+                "query processing would load too many samples into memory in query execution"
+                f" (more than {self.limits.samples_max})"
+            )
+
+
+def query(
+    source: Source,
+    text: str,
+    time_ms: int,
+    limits: Limits | None = None,
+    *,
+    clock: Clock = SYSTEM_CLOCK,
+    cancelled: Callable[[], bool] | None = None,
+) -> Result:
+    """`text` at one moment (Unix milliseconds).
+
+    Raises `InvalidQuery` (cannot be parsed), `QueryFailed` (no answer on this data),
+    `QueryTooLarge`, `QueryTimeout`, `QueryCancelled`.
+    """
+    tree = parse(text)
+    times = np.array([time_ms], np.int64)
+    budget = Budget(limits or Limits(), clock, cancelled)
+    evaluator = Evaluator(source, times, 0, time_ms, time_ms, budget)
+    with np.errstate(all="ignore"):
+        bare = unwrapped(tree)
+        if isinstance(bare, parser.MatrixSelector | parser.SubqueryExpr):
+            return evaluator.raw(bare)
+        value = evaluator.evaluate(tree)
+    if isinstance(value, str):
+        nothing = np.zeros((0, 1))
+        return Result("string", [], times, nothing, nothing.astype(np.bool_), value)
+    if isinstance(value, Vector):
+        return _result("vector", value.occupied(), times)
+    return _result("scalar", one(value), times)
+
+
+def query_range(
+    source: Source,
+    text: str,
+    start_ms: int,
+    end_ms: int,
+    step_ms: int,
+    limits: Limits | None = None,
+    *,
+    clock: Clock = SYSTEM_CLOCK,
+    cancelled: Callable[[], bool] | None = None,
+) -> Result:
+    """`text` at start, start + step, ... up to end (Unix milliseconds); a matrix, sorted by labels.
+
+    Raises as `query` does.
+    """
+    limits = limits or Limits()
+    if step_ms <= 0:
+        raise InvalidQuery(
+            "zero or negative query resolution step widths are not accepted. Try a positive integer"
+        )
+    if end_ms < start_ms:
+        raise InvalidQuery("end timestamp must not be before start time")
+    if (end_ms - start_ms) // step_ms > limits.points_max:
+        raise InvalidQuery(
+            f"exceeded maximum resolution of {limits.points_max:,} points per timeseries. "
+            "Try decreasing the query resolution (?step=XX)"
+        )
+    tree = parse(text)
+    times = np.arange(start_ms, end_ms + 1, step_ms, dtype=np.int64)
+    evaluator = Evaluator(
+        source, times, step_ms, start_ms, end_ms, Budget(limits, clock, cancelled)
+    )
+    bare = unwrapped(tree)
+    if isinstance(bare, parser.MatrixSelector | parser.SubqueryExpr | parser.StringLiteral):
+        kind = "string" if isinstance(bare, parser.StringLiteral) else "range vector"
+        raise InvalidQuery(
+            f'invalid expression type "{kind}" for range query, must be Scalar or instant Vector'
+        )
+    with np.errstate(all="ignore"):
+        value = evaluator.evaluate(tree)
+    assert not isinstance(value, str)
+    vector = value.occupied() if isinstance(value, Vector) else one(value)
+    order = sorted(range(len(vector)), key=vector.labels.__getitem__)
+    return _result("matrix", vector.rows(order), times)
+
+
+def _result(kind: str, vector: Vector, times: Times) -> Result:
+    labels = [dict(row) for row in vector.labels]
+    return Result(kind, labels, times, vector.values, vector.present)  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class Evaluator:
+    """One grid of steps; a subquery gets an evaluator of its own on the same budget."""
+
+    source: Source
+    times: Times  # of the steps
+    step_ms: int  # 0: one step only
+    start_ms: int  # of the whole query: start() and end()
+    end_ms: int
+    budget: Budget
+
+    def evaluate(self, node: Expr) -> Value:
+        self.budget.check()
+        value = self._node(node)
+        if isinstance(value, Vector):
+            self.budget.take(value.values.size)
+        return value
+
+    def _node(self, node: Expr) -> Value:
+        if isinstance(node, parser.NumberLiteral):
+            return np.full(len(self.times), node.val)
+        if isinstance(node, parser.StringLiteral):
+            return node.val
+        if isinstance(node, parser.ParenExpr):
+            return self.evaluate(node.expr)
+        if isinstance(node, parser.VectorSelector):
+            return self._instant(node)[0]
+        if isinstance(node, parser.Call):
+            return self._call(node)
+        if isinstance(node, parser.AggregateExpr):
+            return self._aggregate(node)
+        if isinstance(node, parser.BinaryExpr):
+            return self._binary(node)
+        if isinstance(node, parser.UnaryExpr):
+            return self._negated(node)
+        raise InvalidQuery(f"parse error: {type(node).__name__} is not expected here")
+
+    def _vector(self, node: Expr) -> Vector:
+        value = self.evaluate(node)
+        assert isinstance(value, Vector), "the parser checks types"
+        return value
+
+    def _scalar(self, node: Expr) -> Values:
+        value = self.evaluate(node)
+        assert isinstance(value, np.ndarray), "the parser checks types"
+        return value
+
+    # Selectors ------------------------------------------------------------------------------
+
+    def _references(self, node: parser.VectorSelector | parser.SubqueryExpr) -> tuple[Times, bool]:
+        """The moments that a selector looks back from, and whether `@` makes them one."""
+        moment = moment_ms(node, self.start_ms, self.end_ms)
+        offset_ms = milliseconds(node.offset)
+        if moment is None:
+            return self.times - offset_ms, False
+        return np.full(len(self.times), moment - offset_ms, np.int64), True
+
+    def _select(
+        self, node: parser.VectorSelector, first_ms: int, last_ms: int, hint_ms: int
+    ) -> tuple[list[Labels], list[Times], list[Values]]:
+        series = self.source.select(matchers_of(node), first_ms, last_ms, hint_ms)
+        self.budget.take(sum(len(one.times) for one in series))
+        self.budget.check()
+        return (
+            [ls.from_mapping(one.labels) for one in series],
+            [np.ascontiguousarray(one.times, np.int64) for one in series],
+            [np.ascontiguousarray(one.values, np.float64) for one in series],
+        )
+
+    def _instant(self, node: parser.VectorSelector) -> tuple[Vector, Times]:
+        """The newest sample of each series at each step, and its time."""
+        references, fixed = self._references(node)
+        if fixed:
+            references = references[:1]
+        lookback_ms = self.budget.limits.lookback_ms
+        labels, times, values = self._select(
+            node, int(references[0]) - lookback_ms, int(references[-1]), self.step_ms
+        )
+        if not labels:
+            return empty(len(self.times)), np.zeros((0, len(self.times)), np.int64)
+        self.budget.take(len(labels) * len(references))
+        parts = []
+        for batch in _batches(len(labels)):
+            self.budget.check()
+            parts.append(windows.instant(times[batch], values[batch], references, lookback_ms))
+        found, present, sampled = (np.concatenate(part) for part in zip(*parts, strict=True))
+        if fixed:
+            found, present, sampled = (
+                np.repeat(array, len(self.times), axis=1) for array in (found, present, sampled)
+            )
+        some = np.flatnonzero(present.any(axis=1))
+        return Vector(labels, found, present).rows(some), sampled[some]
+
+    def _range(self, node: Expr) -> Matrix:
+        """What a range selector or a subquery looks at."""
+        node = unwrapped(node)
+        if isinstance(node, parser.SubqueryExpr):
+            return self._subquery(node)
+        assert isinstance(node, parser.MatrixSelector), "the parser checks types"
+        range_ms = milliseconds(node.range)
+        ends, fixed = self._references(node.vector_selector)
+        # hint 0: a function of a window needs the samples themselves
+        selected = self._select(node.vector_selector, int(ends[0]) - range_ms, int(ends[-1]), 0)
+        return Matrix(*selected, ends, range_ms, fixed)
+
+    def _subquery(self, node: parser.SubqueryExpr) -> Matrix:
+        range_ms = milliseconds(node.range)
+        step_ms = milliseconds(node.step) or SUBQUERY_STEP_MS
+        ends, fixed = self._references(node)
+        # its steps are multiples of the step, whatever the outer grid
+        first = -(-(int(ends[0]) - range_ms) // step_ms) * step_ms
+        times = np.arange(first, int(ends[-1]) + 1, step_ms, dtype=np.int64)
+        self.budget.take(len(times))
+        if not len(times):
+            return Matrix([], [], [], ends, range_ms, fixed)
+        inner = Evaluator(self.source, times, step_ms, self.start_ms, self.end_ms, self.budget)
+        value = inner.evaluate(node.expr)
+        assert not isinstance(value, str), "the parser checks types"
+        vector = value if isinstance(value, Vector) else one(value)
+        return Matrix(
+            vector.labels,
+            [times[present] for present in vector.present],
+            [row[present] for row, present in zip(vector.values, vector.present, strict=True)],
+            ends,
+            range_ms,
+            fixed,
+        )
+
+    def raw(self, node: Expr) -> Result:
+        """The samples of a range selector themselves, at one step."""
+        matrix = self._range(node)
+        end = int(matrix.ends[0])
+        rows = []
+        for labels, times, values in zip(matrix.labels, matrix.times, matrix.values, strict=True):
+            inside = (times >= end - matrix.range_ms) & (times <= end)
+            inside &= values.view(np.uint64) != STALE_NAN_BITS
+            if inside.any():
+                rows.append((labels, times[inside], values[inside]))
+        moments = np.unique(np.concatenate([times for _, times, _ in rows] or [matrix.ends[:0]]))
+        self.budget.take(len(rows) * len(moments))
+        found = np.zeros((len(rows), len(moments)))
+        present = np.zeros(found.shape, np.bool_)
+        for row, (_, times, values) in enumerate(rows):
+            at = np.searchsorted(moments, times)
+            found[row, at], present[row, at] = values, True
+        return Result("matrix", [dict(row[0]) for row in rows], moments, found, present)
+
+    # Functions ------------------------------------------------------------------------------
+
+    def _call(self, node: parser.Call) -> Value:
+        name = node.func.name
+        if name in WINDOWED:
+            return self._windowed(name, node.args)
+        if name in ("absent", "absent_over_time"):
+            return self._absent(name, node.args[0])
+        if name == "timestamp":
+            return self._timestamp(node.args[0])
+        if name not in FUNCTIONS:
+            raise InvalidQuery(f'parse error: function "{name}" is not supported')
+        arguments = [self.evaluate(argument) for argument in node.args]
+        return FUNCTIONS[name](arguments, self.times)
+
+    def _windowed(self, name: str, arguments: list[Expr]) -> Vector:
+        matrix_first = name != "quantile_over_time"
+        matrix = self._range(arguments[0 if matrix_first else 1])
+        rest = arguments[1:] if matrix_first else arguments[:1]
+        parameters = [self._scalar(argument) for argument in rest]
+        vector = self._over_time(name, matrix, parameters)
+        if name in SMOOTHING and vector.labels:
+            _check_smoothing(*parameters)
+        if name not in KEEP_NAME:
+            vector.labels = [ls.without_name(labels) for labels in vector.labels]
+        return distinct(vector)
+
+    def _over_time(self, name: str, matrix: Matrix, parameters: list[Values]) -> Vector:
+        steps = len(self.times)
+        # where nothing depends on the step, one window is enough
+        same = matrix.fixed and not parameters
+        ends = matrix.ends[:1] if same else matrix.ends
+        if not matrix.labels:
+            return empty(steps)
+        self.budget.take(len(matrix.labels) * len(ends))
+        none = np.zeros(steps)
+        first, second = [*parameters, none, none][:2]
+        parts = []
+        for batch in _batches(len(matrix.labels)):
+            self.budget.check()
+            parts.append(
+                windows.over_time(
+                    name, matrix.times[batch], matrix.values[batch], ends, matrix.range_ms,
+                    self.times, np.ascontiguousarray(first), np.ascontiguousarray(second),
+                )
+            )  # fmt: skip
+        values, present = (np.concatenate(part) for part in zip(*parts, strict=True))
+        if same:
+            values, present = (np.repeat(array, steps, axis=1) for array in (values, present))
+        return Vector(matrix.labels, values, present)
+
+    def _absent(self, name: str, argument: Expr) -> Vector:
+        if name == "absent":
+            vector = self._vector(argument)
+        else:
+            vector = self._over_time("present_over_time", self._range(argument), [])
+        missing = ~vector.present.any(axis=0)
+        return one(np.ones(len(self.times)), missing, _labels_of_absent(argument))
+
+    def _timestamp(self, argument: Expr) -> Vector:
+        bare = unwrapped(argument)
+        if isinstance(bare, parser.VectorSelector):
+            vector, sampled = self._instant(bare)
+            values = sampled / 1000.0
+        else:
+            vector = self._vector(argument)
+            values = np.broadcast_to(self.times / 1000.0, vector.values.shape)
+        labels = [ls.without_name(row) for row in vector.labels]
+        return merged(Vector(labels, values, vector.present))
+
+    # Operators ------------------------------------------------------------------------------
+
+    def _aggregate(self, node: parser.AggregateExpr) -> Vector:
+        parameter: Values | str | None = None
+        if node.param is not None:
+            value = self.evaluate(node.param)
+            assert not isinstance(value, Vector), "the parser checks types"
+            parameter = value
+        by = Grouping()
+        if node.modifier is not None:
+            without = node.modifier.type == parser.AggModifierType.Without
+            by = Grouping(frozenset(node.modifier.labels), without)
+        return aggregate(str(node.op), self._vector(node.expr), by, parameter)
+
+    def _binary(self, node: parser.BinaryExpr) -> Value:
+        op, how = str(node.op), matching_of(node)
+        left, right = self.evaluate(node.lhs), self.evaluate(node.rhs)
+        assert not isinstance(left, str), "the parser checks types"
+        assert not isinstance(right, str), "the parser checks types"
+        if isinstance(left, Vector) and isinstance(right, Vector):
+            if op in SETS:
+                return matching.sets(op, left, right, how)
+            return matching.with_vector(op, left, right, how)
+        if isinstance(left, Vector):
+            assert isinstance(right, np.ndarray)
+            return matching.with_scalar(op, left, right, False, how.return_bool)
+        if isinstance(right, Vector):
+            return matching.with_scalar(op, right, left, True, how.return_bool)
+        return matching.scalars(op, left, right)
+
+    def _negated(self, node: parser.UnaryExpr) -> Value:
+        value = self.evaluate(node.expr)
+        assert not isinstance(value, str), "the parser checks types"
+        if not isinstance(value, Vector):
+            return -value
+        labels = [ls.without_name(row) for row in value.labels]
+        return distinct(Vector(labels, -value.values, value.present))
+
+
+def _batches(count: int) -> list[slice]:
+    return [slice(begin, begin + BATCH_SERIES) for begin in range(0, count, BATCH_SERIES)]
+
+
+def _check_smoothing(smoothing: Values, trend: Values) -> None:
+    for values, what, symbol in ((smoothing, "smoothing", "sf"), (trend, "trend", "tf")):
+        wrong = values[(values <= 0) | (values >= 1)]
+        if len(wrong):
+            raise QueryFailed(
+                f"invalid {what} factor. Expected: 0 < {symbol} < 1, got: {wrong[0]:f}"
+            )
+
+
+def _labels_of_absent(argument: Expr) -> Labels:
+    """What the missing series would be called: labels that the selector demands, each once."""
+    if isinstance(argument, parser.MatrixSelector):
+        argument = argument.vector_selector
+    if not isinstance(argument, parser.VectorSelector):
+        return ls.NO_LABELS
+    wanted: dict[str, str] = {}
+    unclear = set()
+    for matcher in matchers_of(argument):
+        if matcher.name == NAME_LABEL:
+            continue
+        if matcher.op == "=" and matcher.name not in wanted:
+            wanted[matcher.name] = matcher.value
+        else:
+            unclear.add(matcher.name)
+    return ls.drop(ls.from_mapping(wanted), unclear)

@@ -1,0 +1,150 @@
+"""A Prometheus of Debian's package with given series in it, asked over HTTP: the judge of PromQL.
+
+The samples go in by remote write, which alone can carry staleness markers. Prometheus answers an
+instant query in the order in which it first saw the series, so all of them are announced in the
+order of their labels, by a staleness marker at the beginning.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import struct
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from siltstone.metrics import labels as ls
+from siltstone.metrics.source import STALE_NAN, Series
+
+READY_SECONDS_MAX = 30.0
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def write_request(samples: Sequence[tuple[Series, list[tuple[int, float]]]]) -> bytes:
+    """Remote write 1.0: protobuf in snappy's block format, all of it literal."""
+    body = b""
+    for series, points in samples:
+        message = b"".join(
+            _field(1, _field(1, name.encode()) + _field(2, value.encode()))
+            for name, value in ls.from_mapping(series.labels)
+        )
+        for moment, value in points:
+            message += _field(2, b"\x09" + struct.pack("<d", value) + b"\x10" + _varint(moment))
+        body += _field(1, message)
+    out = _varint(len(body))
+    for begin in range(0, len(body), 1 << 16):
+        piece = body[begin : begin + (1 << 16)]
+        out += bytes([61 << 2]) + struct.pack("<H", len(piece) - 1) + piece
+    return out
+
+
+class Prometheus:
+    """One that runs; `ask` gives the answer's JSON."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+
+    def fill(self, series: Sequence[Series], begin_ms: int) -> None:
+        ordered = sorted(series, key=lambda one: ls.from_mapping(one.labels))
+        self._write([(one, [(begin_ms, STALE_NAN)]) for one in ordered])
+        moments = sorted({int(moment) for one in series for moment in one.times})
+        at = [dict(zip(one.times.tolist(), one.values.tolist(), strict=True)) for one in ordered]
+        # in the order of time, some hundred moments at once
+        for begin in range(0, len(moments), 200):
+            piece = moments[begin : begin + 200]
+            self._write(
+                [
+                    (one, [(m, values[m]) for m in piece if m in values])
+                    for one, values in zip(ordered, at, strict=True)
+                ]
+            )
+
+    def _write(self, samples: list[tuple[Series, list[tuple[int, float]]]]) -> None:
+        request = urllib.request.Request(
+            f"{self.url}/api/v1/write",
+            write_request([entry for entry in samples if entry[1]]),
+            {
+                "Content-Encoding": "snappy",
+                "Content-Type": "application/x-protobuf",
+                "X-Prometheus-Remote-Write-Version": "0.1.0",
+            },
+        )
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            assert reply.status == 204
+
+    def ask(self, path: str, **parameters: str) -> dict[str, Any]:
+        data = urllib.parse.urlencode(parameters).encode()
+        try:
+            with urllib.request.urlopen(f"{self.url}{path}", data, timeout=20) as reply:
+                text = reply.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                text = error.read()
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
+
+@contextmanager
+def prometheus(folder: Path) -> Iterator[Prometheus]:
+    """Runs one on a free port with its data in `folder`; skips where there is no package."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not installed (Debian: apt install prometheus)")
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    if "2.42." not in version.stdout + version.stderr:
+        pytest.skip(f"PromQL is that of 2.42, this is {version.stdout.splitlines()[0]}")
+    config = folder / "prometheus.yml"
+    config.write_text("global: {scrape_interval: 1h}\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                program,
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+                "--web.enable-remote-write-receiver",
+                "--storage.tsdb.retention.time=100y",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    peer = Prometheus(port)
+    try:
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while True:
+            try:
+                with urllib.request.urlopen(f"{peer.url}/-/ready", timeout=5):
+                    break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"prometheus did not start:\n{(folder / 'log').read_text()}")
+                time.sleep(0.05)
+        yield peer
+    finally:
+        process.terminate()
+        process.wait()
