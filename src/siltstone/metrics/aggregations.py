@@ -12,10 +12,11 @@ from siltstone.metrics import grouping
 from siltstone.metrics import labels as ls
 from siltstone.metrics.grid import Vector, empty
 from siltstone.metrics.labels import Labels
-from siltstone.metrics.numbers import number_text
+from siltstone.metrics.numbers import number_text, sample_text
 from siltstone.metrics.source import NAME_LABEL, Values
 
 PLAIN = frozenset(grouping.OPERATIONS)
+COUNTED = frozenset({"topk", "bottomk", "limitk"})
 # what converts to a Go int64
 COUNT_MAX = 2.0**63
 
@@ -39,6 +40,7 @@ def aggregate(op: str, vector: Vector, by: Grouping, parameter: Values | str | N
     if op == "count_values":
         assert isinstance(parameter, str)
         return _count_values(parameter, vector, by)
+    k = _counts(parameter, len(vector)) if op in COUNTED else None
     if not vector.labels:
         return empty(vector.values.shape[1])
     labels, group = _groups(vector, by)
@@ -49,7 +51,7 @@ def aggregate(op: str, vector: Vector, by: Grouping, parameter: Values | str | N
     assert isinstance(parameter, np.ndarray)
     if op == "quantile":
         return Vector(labels, *grouping.quantile(values, present, group, len(labels), parameter))
-    k = _counts(parameter, len(vector))
+    assert k is not None
     if op == "limitk":
         return _limit(vector, group, k)
     selected, order = grouping.select_k(op == "topk", values, present, group, len(labels), k)
@@ -64,12 +66,13 @@ def _groups(vector: Vector, by: Grouping) -> tuple[list[Labels], npt.NDArray[np.
     return list(index), np.array(group, np.int64)
 
 
-def _counts(parameter: Values, rows: int) -> npt.NDArray[np.int64]:
+def _counts(parameter: Values | str | None, rows: int) -> npt.NDArray[np.int64]:
+    assert isinstance(parameter, np.ndarray)
     # NaN fails both comparisons
     fits = (parameter > -COUNT_MAX) & (parameter < COUNT_MAX)
     if not fits.all():
         wrong = parameter[int(np.argmin(fits))]
-        raise QueryFailed(f"Scalar value {number_text(wrong)} overflows int64")
+        raise QueryFailed(f"Scalar value {sample_text(wrong)} overflows int64")
     return np.clip(np.trunc(parameter), 0, rows).astype(np.int64)
 
 

@@ -229,8 +229,11 @@ def select_k(
                         size += 1
                         rise(heap, size - 1, column, steps, largest)
                     elif better(values[row, step], column[heap[0] * steps], largest):
-                        heap[0] = row
-                        sink(heap, size, column, steps, largest)
+                        # out with the worst, then in: which of equals stays depends on it
+                        heap[0] = heap[size - 1]
+                        sink(heap, size - 1, column, steps, largest)
+                        heap[size - 1] = row
+                        rise(heap, size - 1, column, steps, largest)
                 for i in range(size):
                     selected[heap[i], step] = 1
             if steps:
@@ -241,9 +244,7 @@ def select_k(
 
 
 cdef inline bint better(double new, double worst, bint largest) noexcept nogil:
-    if isnan(worst):
-        return not isnan(new)
-    return new > worst if largest else new < worst
+    return isnan(worst) or (new > worst if largest else new < worst)
 
 
 # Histograms ----------------------------------------------------------------------------------

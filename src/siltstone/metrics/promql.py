@@ -452,6 +452,7 @@ def _check_smoothing(smoothing: Values, trend: Values) -> None:
 
 def _labels_of_absent(argument: Expr) -> Labels:
     """What the missing series would be called: labels that the selector demands, each once."""
+    argument = unwrapped(argument)
     if isinstance(argument, parser.MatrixSelector):
         argument = argument.vector_selector
     if not isinstance(argument, parser.VectorSelector):
