@@ -105,7 +105,7 @@ def answer(ask: Any, *arguments: Any) -> dict[str, Any]:
 # Where Prometheus' own order is one of a Go map's, or of an unstable sort.
 UNORDERED = re.compile(r"histogram_quantile|sort|topk|bottomk|count_values|\[\w+:\w*\]")
 # Which of equal values are among the largest is then left to chance too.
-CHANCE = re.compile(r"(?:topk|bottomk) (?:\w+ \([^()]*\) )?\([^()]*, *[^ )]*\(")
+CHANCE = re.compile(r"(?:topk|bottomk) (?:\w+ \([^()]*\) )?\([^(){]*, *[\w ]*\(")
 
 
 def report(query: str, wrong: str, ours: object, theirs: object) -> str:

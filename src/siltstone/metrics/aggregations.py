@@ -103,5 +103,5 @@ def _count_values(label: str, vector: Vector, by: Grouping) -> Vector:
             count[steps[inverse == number]] += 1
     if not counts:
         return empty(vector.values.shape[1])
-    values = np.stack(list(counts.values()))
-    return Vector(list(counts), values, values > 0)
+    found = np.stack(list(counts.values()))
+    return Vector(list(counts), found, found > 0)

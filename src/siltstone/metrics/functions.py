@@ -131,14 +131,18 @@ def _part(unit: str, within: str) -> Callable[[npt.NDArray[np.datetime64]], npt.
 
     def count(moments: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
         begin = moments.astype(f"datetime64[{within}]").astype(f"datetime64[{unit}]")
-        return (moments.astype(f"datetime64[{unit}]") - begin).astype(np.int64)
+        units: npt.NDArray[np.int64] = moments.astype(f"datetime64[{unit}]") - begin
+        return units.astype(np.int64)
 
     return count
 
 
 def _days_in_month(moments: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
     month = moments.astype("datetime64[M]")
-    return ((month + 1).astype("datetime64[D]") - month.astype("datetime64[D]")).astype(np.int64)
+    days: npt.NDArray[np.int64] = (month + 1).astype("datetime64[D]") - month.astype(
+        "datetime64[D]"
+    )
+    return days.astype(np.int64)
 
 
 CALENDAR: dict[str, Callable[[npt.NDArray[np.datetime64]], npt.NDArray[np.int64]]] = {

@@ -29,7 +29,7 @@ from siltstone.metrics import labels as ls
 from siltstone.metrics import matching, windows
 from siltstone.metrics.aggregations import Grouping, aggregate
 from siltstone.metrics.functions import FUNCTIONS
-from siltstone.metrics.grid import Matrix, Value, Vector, distinct, empty, merged, one
+from siltstone.metrics.grid import Mask, Matrix, Value, Vector, distinct, empty, merged, one
 from siltstone.metrics.labels import Labels
 from siltstone.metrics.result import Result
 from siltstone.metrics.source import NAME_LABEL, STALE_NAN_BITS, Source, Times, Values
@@ -384,8 +384,8 @@ class Evaluator:
             vector = self._vector(argument)
         else:
             vector = self._over_time("present_over_time", self._range(argument), [])
-        missing = ~vector.present.any(axis=0)
-        return one(np.ones(len(self.times)), missing, _labels_of_absent(argument))
+        present: Mask = np.asarray(vector.present.any(axis=0))
+        return one(np.ones(len(self.times)), ~present, _labels_of_absent(argument))
 
     def _timestamp(self, argument: Expr) -> Vector:
         bare = unwrapped(argument)
