@@ -31,6 +31,7 @@ READY_SECONDS_MAX = 30.0
 
 def _varint(number: int) -> bytes:
     out = bytearray()
+    number &= (1 << 64) - 1  # negative times
     while number > 127:
         out.append(number & 127 | 128)
         number >>= 7

@@ -292,8 +292,9 @@ class Evaluator:
         ends, fixed = self._references(node)
         # its steps are multiples of the step, whatever the outer grid
         first = -(-(int(ends[0]) - range_ms) // step_ms) * step_ms
-        times = np.arange(first, int(ends[-1]) + 1, step_ms, dtype=np.int64)
-        self.budget.take(len(times))
+        last = int(ends[-1])
+        self.budget.take(max((last - first) // step_ms, 0))
+        times = np.arange(first, last + 1, step_ms, dtype=np.int64)
         if not len(times):
             return Matrix([], [], [], ends, range_ms, fixed)
         inner = Evaluator(self.source, times, step_ms, self.start_ms, self.end_ms, self.budget)

@@ -51,40 +51,51 @@ _OPERATORS = {
 _MOMENT = re.compile(r"tv_sec:\s*(-?\d+),\s*tv_nsec:\s*(\d+)")
 
 
-def parse(query: str) -> Expr:
-    """The tree of a query; `InvalidQuery` says where the text is wrong."""
-    if len(query.encode(errors="surrogatepass")) > QUERY_BYTES_MAX:
-        raise InvalidQuery(f"a query is at most {QUERY_BYTES_MAX} bytes long")
-    _check_size(query)
+def parse(query: str, parameter: str = "query") -> Expr:
+    """The tree of a query; `InvalidQuery` says what is wrong with the text.
+
+    The message names the `parameter` as Prometheus' API does: this is where clients see it.
+    """
     try:
+        _check_size(query)
         tree = parser.parse(query)
-    except ValueError as error:
-        raise InvalidQuery(f"parse error: {error}") from None
-    _check(tree)
+        _check(tree)
+    except ValueError as error:  # InvalidQuery is one too
+        raise InvalidQuery(f'invalid parameter "{parameter}": parse error: {error}') from None
     return tree
+
+
+def selector(text: str, parameter: str = "match[]") -> list[Matcher]:
+    """The conditions of a series selector, as `labels`, `series` and `delete` take it."""
+    tree = parse(text, parameter)
+    if not isinstance(tree, parser.VectorSelector) or tree.offset or tree.at:
+        raise InvalidQuery(f'invalid parameter "{parameter}": parse error: not a series selector')
+    return matchers_of(tree)
 
 
 def _check_size(query: str) -> None:
     """Deep brackets and long chains of operators would exhaust the stack in the parser already."""
+    if len(query.encode(errors="surrogatepass")) > QUERY_BYTES_MAX:
+        raise InvalidQuery(f"a query is at most {QUERY_BYTES_MAX} bytes long")
     bare = _LITERAL.sub("", query)
     operators = len(_OPERATOR.findall(bare))
     if operators > OPERATORS_MAX:
-        raise InvalidQuery(f"parse error: more than {OPERATORS_MAX} operators and brackets")
+        raise InvalidQuery(f"more than {OPERATORS_MAX} operators and brackets")
 
 
 def _check(node: Expr, depth: int = 0) -> None:
     if depth > DEPTH_MAX:
-        raise InvalidQuery(f"parse error: more than {DEPTH_MAX} expressions inside each other")
+        raise InvalidQuery(f"more than {DEPTH_MAX} expressions inside each other")
     if isinstance(node, parser.Call):
         if node.func.name in UNSUPPORTED_FUNCTIONS:
-            raise InvalidQuery(f'parse error: function "{node.func.name}" is not supported')
+            raise InvalidQuery(f'function "{node.func.name}" is not supported')
     elif isinstance(node, parser.AggregateExpr):
         if str(node.op) in UNSUPPORTED_AGGREGATIONS:
-            raise InvalidQuery(f'parse error: aggregation "{node.op}" is not supported')
+            raise InvalidQuery(f'aggregation "{node.op}" is not supported')
     elif isinstance(node, parser.BinaryExpr):
         fill = node.modifier and node.modifier.fill_values
         if fill and (fill.lhs is not None or fill.rhs is not None):
-            raise InvalidQuery("parse error: fill modifiers are not supported")
+            raise InvalidQuery("fill modifiers are not supported")
     elif isinstance(node, parser.VectorSelector):
         matchers_of(node)
     for child in children(node):
@@ -114,7 +125,7 @@ def unwrapped(node: Expr) -> Expr:
 
 def matchers_of(selector: parser.VectorSelector) -> list[Matcher]:
     if selector.matchers.or_matchers:
-        raise InvalidQuery('parse error: "or" between label matchers is not supported')
+        raise InvalidQuery('"or" between label matchers is not supported')
     matchers = [Matcher(m.name, _OPERATORS[str(m.op)], m.value) for m in selector.matchers.matchers]
     if selector.name is not None:
         matchers.append(Matcher(NAME_LABEL, "=", selector.name))
