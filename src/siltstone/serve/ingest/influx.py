@@ -1,6 +1,6 @@
-r"""Influx' line protocol, read.
+"""Influx' line protocol, read.
 
-    weather,place=north\ sea temperature=12.5,storm=f,gusts=3i 1465839830100400200
+    weather,place=north\\ sea temperature=12.5,storm=f,gusts=3i 1465839830100400200
 
 A field becomes a metric `measurement_field`, tags become labels; characters that their names may
 not have become "_". Integers (i, u) and booleans become numbers, text is skipped and counted. Bad
