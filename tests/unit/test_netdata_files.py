@@ -25,6 +25,7 @@ from siltstone.errors import (
     Corruption,
     DeviceFailed,
     EnvironmentFailure,
+    InvalidQuery,
     KeyMissing,
     SiltstoneError,
     WrongFormat,
@@ -508,10 +509,13 @@ def test_names_labels_and_matchers(tmp_path: Path) -> None:
         assert view.list_series([Matcher("chart", "=~", "system.*")], dimension="user") == [named]
         assert view.list_series([Matcher("chart", "=~", "system")]) == []
         assert view.list_series([Matcher("dimension", "!~", "us.r")])[0]["uuid"] == str(TWO)
-        with pytest.raises(ConfigError, match="no pattern"):
+        assert view.list_series('{chart=~"system[.].*",host!="b"}') == [named]
+        with pytest.raises(InvalidQuery, match="invalid regular expression"):
             view.list_series([Matcher("chart", "=~", "(")])
-        with pytest.raises(ConfigError, match="no operator"):
+        with pytest.raises(InvalidQuery, match="unknown matching operator"):
             view.list_series([Matcher("chart", "~", "x")])
+        with pytest.raises(InvalidQuery, match="parse error"):
+            view.select("{chart=")
         (series,) = view.select([Matcher("uuid", "=", str(TWO))], 0, 2**50)
         assert series.values.tolist() == [10, 20]
         assert view.select([], 0, 5) == []

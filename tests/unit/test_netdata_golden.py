@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from reference import netdata_files
 
-from siltstone.metrics import netdata
+from siltstone.metrics import netdata, promql
 from siltstone.metrics.netdata_page import Points
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "netdata"
@@ -264,6 +264,17 @@ def test_resets_are_told(views: dict[str, netdata.View], metrics: Any) -> None:
     # the counter falls every 100 s
     assert 10 <= np.count_nonzero(points.reset) <= 16
     assert not points.anomalous.any()
+
+
+def test_promql_on_a_view(views: dict[str, netdata.View], metrics: Any) -> None:
+    view = views["A-tier0"]
+    points = view.read(metrics["A"]["wave.counter"]["steady"])
+    end_ms = int(points.times[-1])
+    inside = points.values[points.times >= end_ms - 60_000]
+    query = 'avg by (chart) (avg_over_time(netdata_wave_counter{dimension="steady"}[1m]))'
+    result = promql.query(view, query, end_ms)
+    assert result.labels == [{"chart": "wave.counter"}]
+    assert result.values[0, 0] == pytest.approx(inside.mean(), rel=1e-12)
 
 
 def test_what_a_view_says_of_itself(views: dict[str, netdata.View]) -> None:

@@ -23,10 +23,12 @@ import numpy as np
 
 from siltstone.errors import ConfigError, KeyMissing, SiltstoneError, WrongFormat
 from siltstone.log import foreign
+from siltstone.metrics.labels import predicate
 from siltstone.metrics.netdata_page import Points
 from siltstone.metrics.netdata_pair import Problem, pair_numbers
 from siltstone.metrics.netdata_tier import ALWAYS, Tier
 from siltstone.metrics.source import NAME_LABEL, Matcher, Series
+from siltstone.metrics.syntax import selector
 
 NAMES_FILE: Final = "names.json"
 NAMES_BYTES_MAX: Final = 1 << 28
@@ -132,7 +134,9 @@ class View:
     def finest_tier(self) -> int:
         return min(self.tiers)
 
-    def list_series(self, matchers: Sequence[Matcher] = (), **labels: str) -> list[dict[str, str]]:
+    def list_series(
+        self, matchers: str | Sequence[Matcher] = (), **labels: str
+    ) -> list[dict[str, str]]:
         """The labels of the metrics that match, in the order of their sorted labels."""
         return [dict(self._labels[metric]) for metric in self._find(matchers, labels)]
 
@@ -159,7 +163,7 @@ class View:
 
     def select(
         self,
-        matchers: Sequence[Matcher] = (),
+        matchers: str | Sequence[Matcher] = (),
         start_ms: int | None = None,
         end_ms: int | None = None,
         step_hint_ms: int = 0,
@@ -169,9 +173,9 @@ class View:
     ) -> list[Series]:
         """The samples of all metrics that match; a Source's `select`, with its ends optional.
 
-        `labels` are further conditions: `select(chart="system.cpu", dimension="user")`. Values of
-        tiers above 0 are averages (sum / count). `step_hint_ms` never leads to a coarser tier: its
-        averages would not serve every function.
+        `matchers` may be text: '{chart=~"system[.].*"}'. `labels` are further conditions:
+        `select(chart="system.cpu", dimension="user")`. Values of tiers above 0 are averages.
+        `step_hint_ms` never leads to a coarser tier: its averages would not serve every function.
         """
         found = self._find(matchers, labels)
         columns = self._tier(tier).read(found, *_range(start_ms, end_ms))
@@ -212,14 +216,11 @@ class View:
 
     # Leaves
 
-    def _find(self, matchers: Sequence[Matcher], labels: Mapping[str, str]) -> list[int]:
-        wanted = [*matchers, *(Matcher(name, "=", value) for name, value in labels.items())]
-        tests = [(matcher.name, _test(matcher)) for matcher in wanted]
-        return [
-            metric
-            for metric, found in self._labels.items()
-            if all(test(found.get(name, "")) for name, test in tests)
-        ]
+    def _find(self, matchers: str | Sequence[Matcher], labels: Mapping[str, str]) -> list[int]:
+        wanted = selector(matchers) if isinstance(matchers, str) else list(matchers)
+        wanted += (Matcher(name, "=", value) for name, value in labels.items())
+        satisfied = predicate(wanted)
+        return [metric for metric, found in self._labels.items() if satisfied(found)]
 
     def _metric(self, metric: str | uuid.UUID) -> int:
         try:
@@ -330,19 +331,6 @@ def _range(start_ms: int | None, end_ms: int | None) -> tuple[int, int]:
         ALWAYS[0] if start_ms is None else max(start_ms, ALWAYS[0]),
         ALWAYS[1] if end_ms is None else min(end_ms, ALWAYS[1]),
     )
-
-
-def _test(matcher: Matcher) -> Callable[[str], bool]:
-    wanted = matcher.value
-    if matcher.op in ("=", "!="):
-        return lambda value: (value == wanted) is (matcher.op == "=")
-    if matcher.op not in ("=~", "!~"):
-        raise ConfigError(f"{matcher.op!r} is no operator of a matcher")
-    try:
-        pattern = re.compile(wanted, re.DOTALL)
-    except re.error as error:
-        raise ConfigError(f"{wanted!r} is no pattern: {error}") from None
-    return lambda value: (pattern.fullmatch(value) is not None) is (matcher.op == "=~")
 
 
 def _describe(tier: Tier) -> dict[str, Any]:
