@@ -35,6 +35,7 @@ class Checkpoint:
     segments: list[Segment]
     groups: list[int]  # open at the moment, by the position of their first record
     state: bytes
+    met: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)  # while reading it
 
     def slot_of(self, version: int) -> int | None:
         for segment in self.segments:

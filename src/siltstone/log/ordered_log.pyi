@@ -6,6 +6,7 @@ from typing_extensions import Buffer
 from siltstone.clock import Clock, Random
 from siltstone.log.device import Device
 from siltstone.log.ordered_recovery import Recovery
+from siltstone.log.regroup import Visitor
 from siltstone.log.workers import WorkerPool
 
 KIND_MAX: int
@@ -36,7 +37,7 @@ class OrderedLog:
     ) -> None: ...
     def recover(
         self,
-        visit: Callable[[int, int, bytes, int], object] | None = None,
+        visit: Callable[[int, int, bytes, int], object] | Visitor | None = None,
         restore: Callable[[bytes], object] | None = None,
     ) -> Recovery: ...
     def _enter(

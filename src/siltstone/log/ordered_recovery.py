@@ -9,25 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from siltstone.errors import Corruption, SiltstoneError
 from siltstone.log.checkpoint import Checkpoint, Collector
-from siltstone.log.checksum import crc32c
+from siltstone.log.regroup import Replay, Visitor
 from siltstone.log.replay import Walk
 
 if TYPE_CHECKING:
     from siltstone.log.ordered_log import OrderedLog
 
-KIND_MAX = 0x6F
-COMMIT = 0x70
+# Payloads of open groups are kept up to this; of the rest only the places, read again later.
+KEPT_BYTES_MAX = 4 << 20
 CHECKPOINT_PART = 0x71
 CHECKPOINT_END = 0x72
-GROUPED = 0x80
-GROUP_ID_SIZE = 8
-COMMIT_SIZE = 8 + 4 + 4
-# Payloads of open groups are kept up to this; of the rest only the positions, read again later.
-KEPT_BYTES_MAX = 4 << 20
 
 Visit = Callable[[int, int, bytes, int], object]
 Restore = Callable[[bytes], object]
@@ -65,14 +60,11 @@ class Recovery:
         return not self.problems
 
 
-@dataclasses.dataclass
-class _Group:
-    records: list[tuple[int, int, int, int, bytes | None]] = dataclasses.field(default_factory=list)
-    crc: int = 0
-
-
 def recover(
-    log: OrderedLog, recovery: Recovery, visit: Visit | None, restore: Restore | None
+    log: OrderedLog,
+    recovery: Recovery,
+    visit: Visit | Visitor | None,
+    restore: Restore | None,
 ) -> None:
     """Fill the log's segment table, show the engine everything, set the append point."""
     block = log.device.superblock
@@ -81,6 +73,10 @@ def recover(
         recovery.checkpoint = checkpoint.start
         for segment in checkpoint.segments:
             log._enter(*segment)
+        for version, slot, salt in checkpoint.met:
+            # Records of the engine's state may lie in them, behind what the table says.
+            log._enter(version, slot, salt)
+            log._filled(version, log.device.segment_bytes)
         if restore is not None:
             restore(checkpoint.state)
     replay = _Replay(log, recovery, checkpoint, visit)
@@ -88,7 +84,6 @@ def recover(
     walk = replay.walk
     recovery.end = replay.end
     recovery.stable = walk.stable
-    recovery.groups_open = len(replay.groups)
     if replay.end == 0:
         recovery.outcome = "new"
     elif block.clean and not recovery.problems and block.stable_position == replay.end:
@@ -149,7 +144,10 @@ def _read_checkpoint(log: OrderedLog, position: int, slot: int) -> Checkpoint:
     walk = Walk(log.device.handle, log.device.superblock.uuid)
     collector = Collector(position)
     event = walk.start(slot, position)
+    met = [walk.segment]
     while event[0] != "end":
+        if event[0] == "segment":
+            met.append(walk.segment)
         if event[0] == "damage":
             raise Corruption(f"{event[1]} is damaged")
         if event[0] == "record" and event[1] == CHECKPOINT_PART:
@@ -157,8 +155,8 @@ def _read_checkpoint(log: OrderedLog, position: int, slot: int) -> Checkpoint:
         elif event[0] == "record" and event[1] == CHECKPOINT_END:
             found = collector.end(event[3])
             if found is not None:
-                return found
-        event = walk.next()
+                return dataclasses.replace(found, met=met)
+        event = walk.next(CHECKPOINT_PART, CHECKPOINT_END)
     raise Corruption("its end is missing")
 
 
@@ -173,15 +171,13 @@ class _Replay:
         log: OrderedLog,
         recovery: Recovery,
         checkpoint: Checkpoint | None,
-        visit: Visit | None,
+        visit: Visit | Visitor | None,
     ) -> None:
         self.log = log
         self.recovery = recovery
         self.checkpoint = checkpoint
         self.visit = visit
         self.start = checkpoint.start if checkpoint is not None else 0
-        self.groups: dict[int, _Group] = {}
-        self.kept_bytes = 0
         self.end = 0
 
     def run(self, stable: int) -> None:
@@ -192,29 +188,32 @@ class _Replay:
             max(stable, self.start),
             log.device.slots_present(),
         )
+        replay = Replay(log, self.walk, self.visit, self.start, KEPT_BYTES_MAX)
         event = self.walk.start(*self._begin())
         while event[0] != "end":
-            if event[0] == "record":
-                self._record(*event[1:])
-            elif event[0] == "segment":
+            if event[0] == "segment":
                 self._segment()
-            else:
+            elif event[0] == "damage":
                 self._damage(*event[1:])
-            event = self.walk.next()
+            elif event[0] == "incomplete":
+                self._incomplete(*event[1:])
+            elif event[0] == "stopped":
+                raise Corruption(f"the engine refused a record: {event[1]}")
+            event = replay.run()
         self.end = event[1]
-        self._never_committed()
+        if self.checkpoint is not None:
+            replay.never_committed(self.checkpoint.groups)
+        self._note(replay)
+
+    def _note(self, replay: Replay) -> None:
+        self.recovery.records = replay.records
+        self.recovery.groups = replay.groups
+        self.recovery.groups_open = replay.groups_open
         version, _, _ = self.walk.segment
         if version:
-            segment_bytes = log.device.segment_bytes
+            segment_bytes = self.log.device.segment_bytes
             base = version * segment_bytes
-            log._filled(version, max(0, min(segment_bytes, self.end - base)))
-
-    def _never_committed(self) -> None:
-        """What groups that were open at the checkpoint had appended counts as live in its table."""
-        for identity in self.checkpoint.groups if self.checkpoint is not None else ():
-            for _, at, _, size, _ in self.groups.get(identity, _Group()).records:
-                if at < self.start:
-                    self.log.dead(at, size, grouped=True)
+            self.log._filled(version, max(0, min(segment_bytes, self.end - base)))
 
     def _begin(self) -> tuple[int, int]:
         if self.checkpoint is None:
@@ -238,59 +237,6 @@ class _Replay:
         if self.walk.segment[0]:
             self._segment()
 
-    def _record(self, kind: int, position: int, payload: bytes, checksum: int) -> None:
-        if kind & GROUPED:
-            self._grouped(kind & ~GROUPED, position, payload, checksum)
-        elif position < self.start:
-            return
-        elif kind == COMMIT:
-            self._commit(position, payload)
-        elif kind <= KIND_MAX:
-            self.log.live(position, len(payload))
-            self._show(kind, position, payload, position)
-
-    def _show(self, kind: int, position: int, payload: bytes, mark: int) -> None:
-        if kind != COMMIT:
-            self.recovery.records += 1
-        if self.visit is not None:
-            self.visit(kind, position, payload, mark)
-
-    # Groups
-
-    def _grouped(self, kind: int, position: int, payload: bytes, checksum: int) -> None:
-        identity = int.from_bytes(payload[:GROUP_ID_SIZE], "little") or position
-        group = self.groups.setdefault(identity, _Group())
-        group.crc = crc32c(checksum.to_bytes(4, "little"), group.crc)
-        body: bytes | None = payload[GROUP_ID_SIZE:]
-        if self.kept_bytes + len(payload) > KEPT_BYTES_MAX:
-            body = None
-        else:
-            self.kept_bytes += len(payload)
-        slot = self.walk.segment[1]
-        group.records.append((kind, position, slot, len(payload) - GROUP_ID_SIZE, body))
-
-    def _commit(self, position: int, payload: bytes) -> None:
-        identity = int.from_bytes(payload[:8], "little")
-        count = int.from_bytes(payload[8:12], "little")
-        expected = int.from_bytes(payload[12:16], "little")
-        group = self.groups.pop(identity, _Group())
-        self.kept_bytes -= sum(
-            len(body) + GROUP_ID_SIZE for *_, body in group.records if body is not None
-        )
-        if len(group.records) != count or group.crc != expected:
-            where = f"{len(group.records)} of {count} records are there"
-            self.recovery.problems.append(Problem("incomplete group", position, where))
-            return
-        self.recovery.groups += 1
-        for kind, at, slot, size, body in group.records:
-            if at >= self.start:  # else the checkpoint's table counts it already
-                self.log.live(at, size, grouped=True)
-            self._show(kind, at, self._body(at, slot, size, body), position)
-        self._show(COMMIT, position, payload[COMMIT_SIZE:], position)
-
-    def _body(self, position: int, slot: int, size: int, body: bytes | None) -> bytes:
-        if body is not None:
-            return body
-        offset = position % self.log.device.segment_bytes + 8 + GROUP_ID_SIZE
-        data: Any = self.log.device.read(slot, offset, size)
-        return bytes(data)
+    def _incomplete(self, position: int, found: int, expected: int) -> None:
+        where = f"{found} of {expected} records are there"
+        self.recovery.problems.append(Problem("incomplete group", position, where))

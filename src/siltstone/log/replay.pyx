@@ -10,7 +10,7 @@ that place is void and was never anybody's data. Writes nothing. One thread; no 
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport ENODATA
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -428,12 +428,13 @@ cdef class Walk:
             event = walk_start(&self.walk, slot, position)
         return self._event(event)
 
-    def next(self):
+    def next(self, uint8_t low=0, uint8_t high=RECORD_PAD - 1):
+        """The next one; of records only those of kinds `low` to `high`."""
         cdef int event = WALK_RECORD
         with nogil:
             while event == WALK_RECORD:
                 event = walk_next(&self.walk)
-                if event == WALK_RECORD and self.walk.kind != RECORD_PAD:
+                if event == WALK_RECORD and low <= self.walk.kind <= high:
                     break
         return self._event(event)
 

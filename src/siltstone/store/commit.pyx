@@ -12,8 +12,8 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from siltstone.log.log cimport LOG_OK, LOG_TOO_LARGE, part_t
-from siltstone.log.ordered cimport (group_t, ordered_group_abandon, ordered_group_commit,
-                                    ordered_payload_max)
+from siltstone.log.ordered cimport (ORDERED_URGENT, group_t, ordered_group_abandon,
+                                    ordered_group_commit, ordered_payload_max)
 from siltstone.store.append cimport (append_image, append_node, append_record, page_rewrite,
                                      pages_fragment_max, places_bytes)
 from siltstone.store.resident cimport entry_set_node
@@ -282,6 +282,7 @@ cdef int change_image(change_t *change, uint64_t pid, const part_t *parts,
 
 
 cdef int change_free(change_t *change, uint64_t pid) noexcept nogil:
+    change.flags = ORDERED_URGENT       # a full device can be emptied
     return PAGES_OK if item_add(change, ITEM_FREE, pid) != NULL else -ENOMEM
 
 
@@ -369,8 +370,8 @@ cdef int append_item(pages_t *pages, change_t *change, change_item_t *item) noex
     if item.kind == ITEM_NEW or item.kind == ITEM_IMAGE:
         return PAGES_OK
     if item.kind == ITEM_BASE:
-        return append_node(pages, &change.group, KIND_BASE, item.pid, item.node, 0, &item.places,
-                           &item.place_count)
+        return append_node(pages, &change.group, KIND_BASE, item.pid, item.node, change.flags,
+                           &item.places, &item.place_count)
     parts[0].data = header
     parts[0].size = 8
     parts[1].data = item.data
@@ -388,7 +389,7 @@ cdef int append_item(pages_t *pages, change_t *change, change_item_t *item) noex
     item.place_count = 1
     size = append_record(pages, &change.group, KIND_LINK if item.kind == ITEM_LINK else
                          KIND_FREE if item.kind == ITEM_FREE else KIND_ROOT, parts,
-                         1 if item.kind == ITEM_FREE else 2, 0, &item.places[0])
+                         1 if item.kind == ITEM_FREE else 2, change.flags, &item.places[0])
     if <int>size != PAGES_OK:
         item.place_count = 0
     return <int>size
@@ -406,7 +407,7 @@ cdef int append_mark(pages_t *pages, change_t *change) noexcept nogil:
     memcpy(pages.scratch + 1, change.notes, size - 1)
     extra.data = pages.scratch
     extra.size = size
-    result = ordered_group_commit(pages.stream, &change.group, &extra, 0, &position,
+    result = ordered_group_commit(pages.stream, &change.group, &extra, change.flags, &position,
                                   &pages.commit_end)
     pages.counters.mark_bytes += size + 24
     return PAGES_OK if result == LOG_OK else PAGES_LOG + result

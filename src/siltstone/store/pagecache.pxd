@@ -190,7 +190,6 @@ cdef class Pages:
     cdef uint64_t _segments_seen        # opened by the stream, when changed() looked last
     cdef uint64_t _checkpoint_segments  # the same, at the newest checkpoint
     cdef uint64_t _damaged_segments     # pinned by cleaning
-    cdef uint64_t _problems             # records that recovery left out
     cdef object __weakref__
     # Raises the exception that fits, unless result is PAGES_OK. With the GIL, without the lock.
     cdef int raise_result(self, int result, uint64_t pid) except -1

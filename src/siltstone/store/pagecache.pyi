@@ -18,6 +18,7 @@ CLEAN_BELOW: int
 COMPACT_BELOW: int
 CLOSED_FACTOR: float
 COMPACT_SECONDS: int
+SLOTS_KEPT: int
 
 class Pages:
     log: OrderedLog

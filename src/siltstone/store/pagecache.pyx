@@ -30,6 +30,7 @@ from siltstone.log.atomics cimport load64_relaxed
 from siltstone.log.capture cimport capture_t, capture_take
 from siltstone.log.log cimport LOG_CORRUPT, LOG_GONE, LOG_OK
 from siltstone.log.ordered cimport ordered_sync
+from siltstone.log.regroup cimport Visitor
 from siltstone.log.workers cimport WorkerPool, pthread_mutex_t
 from siltstone.store.check cimport (CHECK_COUNTS, CHECK_LIVE, CHECK_LOST, page_check, table_check)
 from siltstone.store.cleaning cimport segment_clean, space_t, space_take, space_victim
@@ -61,6 +62,8 @@ LIBRARIES = {"zstd": "libzstd.so.1", "lz4": "liblz4.so.1"}
 # Log between two checkpoints, in segments: a share of the file, but not less than some.
 CHECKPOINT_SHARE = 8
 CHECKPOINT_SEGMENTS_MIN = 8
+# Segments that only freeing, cleaning and checkpoints may use: a full device can be emptied.
+SLOTS_KEPT = 5
 # Segments to live bytes above which segments are cleaned, and so many more before it begins.
 SPACE_FACTOR = 1.35
 SEGMENTS_SPARE = 6
@@ -96,6 +99,17 @@ cdef int pages_wait_ready(pages_t *pages, uint64_t bytes, uint32_t records) noex
 cdef int pages_sync(pages_t *pages, uint64_t end) noexcept nogil:
     cdef int result = ordered_sync(pages.stream, end)
     return PAGES_OK if result == LOG_OK else PAGES_LOG + result
+
+
+cdef int redo_visit(void *context, uint32_t kind, uint64_t position, const char *payload,
+                    uint64_t size, uint64_t mark) noexcept nogil:
+    """What makes no sense, or belongs to a block that cannot be read, is counted and left out."""
+    cdef pages_t *pages = <pages_t *>context
+    cdef int result = redo_record(pages, kind, position, payload, size, mark)
+    if result == PAGES_CORRUPT:
+        pages.left_out += 1
+        return PAGES_OK
+    return result
 
 
 cdef void free_table(pages_t *pages) noexcept nogil:
@@ -153,7 +167,7 @@ cdef class Pages:
             self.log = OrderedLog(
                 self.device, buffer_bytes=settings.buffer_size, buffer_count=settings.buffers,
                 align_commits=settings.align_commits, pool=self._pool, clock=clock, rng=rng,
-                read_only=settings.read_only)
+                read_only=settings.read_only, slots_kept=SLOTS_KEPT)
             self.pages.stream = &self.log.stream
             if self._pool is not None:
                 self.pages.pool = &(<WorkerPool>self._pool).pool
@@ -195,8 +209,10 @@ cdef class Pages:
         return device
 
     def _recover(self):
-        self._problems = 0
-        self.recovery = self.log.recover(self._visit, self._restore)
+        cdef Visitor visitor = Visitor()
+        visitor.visit = redo_visit
+        visitor.context = &self.pages
+        self.recovery = self.log.recover(visitor, self._restore)
         self.pages.id_next = self.pages.id_limit = max(<uint64_t>1, self.pages.id_marker)
         self.pages.id_marker = self.pages.id_limit
         number = self.pages.pid_next >> BLOCK_BITS
@@ -204,14 +220,6 @@ cdef class Pages:
             self.raise_result(block_load(&self.pages, number), number << BLOCK_BITS)
         self._checkpoint_segments = 0
         self._segments_seen = 0
-
-    def _visit(self, kind, position, bytes payload, mark):
-        cdef int result = redo_record(&self.pages, kind, position, PyBytes_AS_STRING(payload),
-                                      len(payload), mark)
-        if result == PAGES_CORRUPT:
-            self._problems += 1
-        else:
-            self.raise_result(result, 0)
 
     def _restore(self, bytes state):
         self.raise_result(state_restore(&self.pages, PyBytes_AS_STRING(state), len(state)), 0)
@@ -360,10 +368,15 @@ cdef class Pages:
         if self.pages.closed or self.pages.read_only or self.pages.stream.failed:
             return False
         with self._maintenance:
-            if self._checkpoint_due():
-                self._checkpoint()
-                return True
-            return self._cleaning_due() and self._clean(CLEAN_BELOW)
+            try:
+                if self._checkpoint_due():
+                    self._checkpoint()
+                    return True
+                return self._cleaning_due() and self._clean(CLEAN_BELOW)
+            except EnvironmentFailure as error:
+                if error.errno != errors_of_os.ENOSPC:
+                    raise
+                return False        # writers are told; what they free makes room
 
     def _checkpoint_due(self):
         opened = load64_relaxed(&self.pages.stream.counters.segments_opened)
@@ -403,9 +416,16 @@ cdef class Pages:
         self.raise_result(pages_usable(&self.pages), 0)
         emptied = 0
         with self._maintenance:
-            before = self._space()["segments"]
-            while emptied <= before and self._clean(COMPACT_BELOW):
-                emptied += 1
+            space = self._space()
+            if space["empty"]:
+                self._checkpoint()          # on a full device: the room to move anything
+                self._checkpoint()
+            try:
+                while emptied <= space["segments"] and self._clean(COMPACT_BELOW):
+                    emptied += 1
+            except EnvironmentFailure as error:
+                if error.errno != errors_of_os.ENOSPC:
+                    raise
             self._free_emptied()
         return emptied
 
@@ -445,11 +465,19 @@ cdef class Pages:
                 return
             try:
                 if not self.pages.read_only and not self.pages.stream.failed:
-                    self._compact()
-                    self._checkpoint()
+                    self._finish()
             finally:
                 self.pages.closed = 1
                 self._release()
+
+    def _finish(self):
+        """Small and quick to open, if there is room for that; what was committed stays anyway."""
+        try:
+            self._compact()
+            self._checkpoint()
+        except EnvironmentFailure as error:
+            if error.errno != errors_of_os.ENOSPC:
+                raise
 
     def _release(self):
         _open_pages.discard(self)
@@ -505,8 +533,9 @@ cdef class Pages:
         cdef int result
         self.raise_result(pages_usable(&self.pages), 0)
         report = Report(problems=[str(problem) for problem in self.recovery.problems])
-        if self._problems:
-            report.problems.append(f"recovery left out {self._problems} records that make no sense")
+        if self.pages.left_out:
+            report.problems.append(f"recovery left out {self.pages.left_out} records: their page "
+                                   "or its table block was damaged")
         pid = PID_FIRST
         while pid < self.pages.pid_next:
             with nogil:

@@ -208,6 +208,7 @@ cdef struct pages_t:
     uint32_t due                    # there is work for maintain()
     uint64_t log_limit              # of log since the last checkpoint
     uint64_t bad_position
+    uint64_t left_out               # records that recovery could not make sense of
     char *scratch                   # for encoding under the lock
     uint64_t scratch_bytes
     pages_counters_t counters
@@ -230,6 +231,7 @@ cdef struct change_t:
     uint32_t count
     uint32_t capacity
     uint64_t bytes                  # that appending will take, about
+    uint32_t flags                  # ORDERED_URGENT: may use the segments kept for making room
     group_t group
     char *notes                     # (root id, difference) pairs
     uint32_t note_count
