@@ -11,8 +11,8 @@ cdef struct space_t:
 
 cdef void space_take(pages_t *pages, space_t *space) noexcept nogil
 # The sealed segment that is best moved: slot and version; -1: none is less than `below` (of 1000)
-# full of live bytes. `last`: the highest slot among them instead, so that the file can shrink.
-cdef int64_t space_victim(pages_t *pages, uint32_t below, bint last,
+# full of live bytes and of a version below `before` (what was just moved is not moved again).
+cdef int64_t space_victim(pages_t *pages, uint32_t below, uint64_t before,
                           uint64_t *version) noexcept nogil
 # Move what lives in it. Without the lock. OK; PAGES_CORRUPT: some of it cannot be read, and the
 # segment is pinned, never to be looked at again; PAGES_WAIT: an open group has records there.

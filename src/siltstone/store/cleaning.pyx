@@ -52,7 +52,7 @@ cdef void space_take(pages_t *pages, space_t *space) noexcept nogil:
     pthread_mutex_unlock(&pages.stream.lock)
 
 
-cdef int64_t space_victim(pages_t *pages, uint32_t below, bint last,
+cdef int64_t space_victim(pages_t *pages, uint32_t below, uint64_t before,
                           uint64_t *version) noexcept nogil:
     cdef uint32_t slot
     cdef ordered_segment_t *segment
@@ -63,14 +63,12 @@ cdef int64_t space_victim(pages_t *pages, uint32_t below, bint last,
         segment = &pages.stream.segments[slot]
         if segment.version == 0 or segment.state != SEGMENT_SEALED or segment.pins:
             continue
-        if segment.live_bytes == 0:
+        if segment.live_bytes == 0 or segment.version >= before:
             continue
         live = <double>segment.live_bytes / <double>pages.stream.segment_bytes
         if live * 1000 >= below:
             continue
-        score = slot
-        if not last:
-            score = (1 - live) * <double>(pages.stream.version - segment.version) / (1 + live)
+        score = (1 - live) * <double>(pages.stream.version - segment.version) / (1 + live)
         if score > best:
             best = score
             found = slot

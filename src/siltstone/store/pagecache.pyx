@@ -69,6 +69,7 @@ SPACE_FACTOR = 1.35
 SEGMENTS_SPARE = 6
 # A segment that is fuller than this (of 1000) is not worth moving: while in use, when asked to.
 CLEAN_BELOW = 850
+CLEAN_RATE = 4
 COMPACT_BELOW = 950
 CLOSED_FACTOR = 1.15
 COMPACT_SECONDS = 2
@@ -372,7 +373,9 @@ cdef class Pages:
                 if self._checkpoint_due():
                     self._checkpoint()
                     return True
-                return self._cleaning_due() and self._clean(CLEAN_BELOW)
+                if not self._cleaning_due():
+                    return False
+                return self._clean(CLEAN_BELOW, self.pages.stream.version)
             except EnvironmentFailure as error:
                 if error.errno != errors_of_os.ENOSPC:
                     raise
@@ -390,17 +393,23 @@ cdef class Pages:
 
     def _cleaning_due(self):
         """More segments than live bytes want. Empty ones that wait for a checkpoint count not:
-        cleaning does not make them come back sooner."""
+        cleaning does not make them come back sooner. At most CLEAN_RATE segments for one that
+        changes filled: pages that fill segments badly would else be moved for ever."""
+        cdef pages_counters_t *counters = &self.pages.counters
+        written = counters.link_bytes + counters.base_bytes + counters.mark_bytes
+        if counters.cleaned_segments >= CLEAN_RATE * (written // self.pages.stream.segment_bytes):
+            return False
         space = self._space()
         wanted = space["live_bytes"] / space["segment_bytes"] * SPACE_FACTOR + SEGMENTS_SPARE
         return space["segments"] - space["empty"] > wanted
 
-    def _clean(self, below, last=False):
-        """Empty one segment that is less than `below` (of 1000) full; whether there was one."""
+    def _clean(self, below, before):
+        """Empty one segment that is less than `below` (of 1000) full, and older than version
+        `before`; whether there was one."""
         cdef uint64_t version = 0
         cdef int64_t slot
         cdef int result
-        slot = space_victim(&self.pages, below, last, &version)
+        slot = space_victim(&self.pages, below, before, &version)
         if slot < 0:
             return False
         with nogil:
@@ -416,12 +425,13 @@ cdef class Pages:
         self.raise_result(pages_usable(&self.pages), 0)
         emptied = 0
         with self._maintenance:
+            before = self.pages.stream.version
             space = self._space()
             if space["empty"]:
                 self._checkpoint()          # on a full device: the room to move anything
                 self._checkpoint()
             try:
-                while emptied <= space["segments"] and self._clean(COMPACT_BELOW):
+                while self._clean(COMPACT_BELOW, before):
                     emptied += 1
             except EnvironmentFailure as error:
                 if error.errno != errors_of_os.ENOSPC:
@@ -437,6 +447,7 @@ cdef class Pages:
 
     def _compact(self):
         """At closing: at most COMPACT_SECONDS long, the file becomes close to what lives."""
+        before = self.pages.stream.version
         deadline_ns = self.clock.monotonic_ns() + COMPACT_SECONDS * 1_000_000_000
         space = self._space()
         if space["segments"] <= space["live_bytes"] / space["segment_bytes"] * 1.1 + 3:
@@ -444,7 +455,9 @@ cdef class Pages:
         while self.clock.monotonic_ns() < deadline_ns:
             space = self._space()
             wanted = space["live_bytes"] / space["segment_bytes"] * CLOSED_FACTOR + 1
-            if space["segments"] - space["empty"] <= wanted or not self._clean(COMPACT_BELOW):
+            if space["segments"] - space["empty"] <= wanted:
+                break
+            if not self._clean(COMPACT_BELOW, before):
                 break
         self._free_emptied()
         self.log.punch_free()
