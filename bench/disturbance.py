@@ -2,8 +2,8 @@
 
 Clock times mean little while other programs have the cores. All CPU time that is not ours is
 summed from /proc before and after (a process that ends meanwhile hands its time to its parent, so
-nothing is lost), and a disturbed measurement is made again, a few times; the least disturbed one
-counts. Kernel threads are left out: they may well be working for us.
+nothing is lost), and a disturbed measurement is made again, once; the less disturbed one counts.
+Kernel threads are left out: they may well be working for us.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-TRIES = 3
-OTHERS_MAX = 0.05  # of all cores: one measurement in twenty may be off by as much anyway
+TRIES = 2
+OTHERS_MAX = 0.1  # of all cores: ratios nearer to 1 than 0.15 are called ties anyway
 KTHREADD = 2
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def watched(measure: Callable[[], T]) -> tuple[T, float]:
 
 
 def undisturbed(measure: Callable[[], T]) -> T:
-    """The result of the least disturbed of a few measurements; mostly the first will do."""
+    """The result of the least disturbed of TRIES measurements; mostly the first will do."""
     best, least = watched(measure)
     for _ in range(TRIES - 1):
         if least <= OTHERS_MAX:

@@ -112,7 +112,7 @@ def _fill(side: embedded.Side) -> None:
 
 
 def run(settings: Settings) -> list[Row]:
-    seconds = settings.pick(2.0, 1.0)
+    seconds = settings.pick(1.0, 0.5)
     kinds = ["diskcache"] if settings.peers_only else [harness.OURS, "diskcache"]
     with settings.directory() as directory, contextlib.ExitStack() as stack:
         teams: dict[str, Team] = {}

@@ -33,6 +33,7 @@ cdef class Session:
     cdef uint64_t accounted
     cdef uint32_t in_flight
 
+    cpdef bytes feed(self, data)
     cdef bint gather(self, const char *data, uint64_t size, uint64_t announced)
     cdef void keep(self, bint direct)
     cdef bytes run(self, bint direct)
@@ -41,3 +42,8 @@ cdef class Session:
     cdef bint pull(self)
     cdef bytes take_output(self)
     cdef void account(self)
+
+cdef class Receiver:
+    cdef public Session session
+    cdef public object write    # the transport's
+    cdef public double last     # when something was received: seconds of the monotonic clock

@@ -23,7 +23,7 @@ from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 from siltstone.cache.engine cimport CACHE_FOUND, CACHE_IO, CACHE_MISS, CacheEngine, record_free
 from siltstone.log.atomics cimport add64, load64_relaxed, store64_relaxed
 from siltstone.log.workers cimport (
-    Completions, WorkerPool, completions_take, job_t, pool_submit,
+    Completions, WorkerPool, completions_take, job_t, now_ns, pool_submit,
 )
 from siltstone.serve.classic cimport put_parked_value, run_classic, run_get, run_keys
 from siltstone.serve.meta cimport put_parked_meta, run_meta
@@ -284,7 +284,7 @@ cdef class Session:
         """Bytes that this session's buffers hold."""
         return self.gathered_capacity + self.s.out.capacity
 
-    def feed(self, data) -> bytes:
+    cpdef bytes feed(self, data):
         """Take what was received; returns what is to be sent."""
         cdef Py_buffer view
         if self.closed or self.closing:
@@ -525,3 +525,29 @@ cdef class Session:
         if now != self.accounted:
             add64(&self.shared.shared.buffered, now - self.accounted)
             self.accounted = now
+
+
+# Between a transport and a session ----------------------------------------------------------
+
+
+cdef class Receiver:
+    """What a connection does for each received buffer: the transport's one call into Python.
+
+    The rest of a connection is its subclass's, in Python. Compiled because of what it costs: as a
+    Python method it took a tenth of the server's CPU for single sets (linux-perf, 50 connections).
+    """
+
+    def data_received(self, data) -> None:
+        """Feed the session, write what it answers; `settle` when there is something to wait for."""
+        cdef bytes out
+        if self.session is None:
+            return      # a connection too many: it is being closed
+        out = self.session.feed(data)
+        if len(out):
+            self.write(out)
+        self.last = now_ns() / 1e9
+        if not self.session.settled:
+            self.settle()
+
+    def settle(self) -> None:
+        """Overridden."""

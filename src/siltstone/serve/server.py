@@ -30,7 +30,7 @@ from siltstone.errors import ConfigError, EnvironmentFailure
 from siltstone.log.workers import Completions, WorkerPool
 from siltstone.serve.backend import CacheBackend
 from siltstone.serve.control import Control
-from siltstone.serve.memcache import Session, completed
+from siltstone.serve.memcache import Receiver, Session, completed
 from siltstone.serve.settings import Settings, split_address
 
 log = logging.getLogger("siltstone.serve")
@@ -43,50 +43,23 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # One connection -----------------------------------------------------------------------------
 
 
-class Connection(asyncio.Protocol):
+class Connection(Receiver, asyncio.Protocol):
     """Bytes between a transport and a session, and when to stop reading."""
 
-    __slots__ = (
-        "ended",
-        "feed",
-        "last",
-        "number",
-        "reads",
-        "server",
-        "session",
-        "time",
-        "transport",
-        "writable",
-        "write",
-    )
-
-    # bound once: a call a received buffer
-    feed: Callable[[bytes], bytes]
-    write: Callable[[bytes], None]
-    time: Callable[[], float]
+    __slots__ = ("ended", "number", "reads", "server", "transport", "writable")
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
-        self.session: Session = None  # type: ignore[assignment]
         self.writable = True
         self.ended = False  # the client has said all it will say
         self.reads = 0
-        self.last = 0.0
         self.number = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport
         self.write = transport.write  # type: ignore[attr-defined]
         self.server.opened(self)
-
-    def data_received(self, data: bytes) -> None:
-        out = self.feed(data)
-        if out:
-            self.write(out)
-        self.last = self.time()
-        if not self.session.settled:
-            self.settle()
 
     def settle(self) -> None:
         """After feed or resume left something to wait for, or nothing more to do."""
@@ -274,7 +247,6 @@ class Server:
         transport.set_write_buffer_limits(high=self.settings.output_size_max)
         connection.session = Session(self.engine, self.control, self.settings)
         connection.session.owner = connection
-        connection.feed, connection.time = connection.session.feed, self.time
         connection.last = self.time()
         self._numbers += 1
         connection.number = self._numbers
