@@ -1,0 +1,94 @@
+"""From a tree's root to a leaf: which pages, which children, and what bounds the leaf.
+
+A tree is pages of two kinds: inner ones with child pids, and leaves. All leaves have level 0, each
+inner page is one level above its children, and the root's pid stays the same for the tree's life.
+There are no links between leaves: who goes on to the next one descends again with the key that
+bounds this one. Nothing here waits, reads a device or changes anything.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+
+from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_search,
+                                   node_t)
+from siltstone.store.pagecache cimport (PAGES_ABSENT, PAGES_MISS, PAGES_OK, page_get, pages_t,
+                                        snapshot_t)
+
+
+cdef inline uint32_t _child(const node_t *node, seek_t seek, const char *key,
+                            uint32_t size) noexcept nogil:
+    cdef bint found
+    if seek == SEEK_AT:
+        return node_descend(node, key, size)
+    if seek == SEEK_LAST:
+        return node.count - 1
+    return node_search(node, key, size, &found) - 1
+
+
+cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, uint32_t size,
+                   const snapshot_t *snapshot, bint scan, path_t *path) noexcept nogil:
+    cdef uint64_t pid = root
+    cdef node_t *node = NULL
+    cdef node_t *above = NULL
+    cdef uint32_t depth
+    cdef int result
+    for depth in range(DEPTH_MAX):
+        path.pids[depth] = pid
+        path.missing = pid
+        path.depth = depth + 1
+        # inner pages are hot whoever comes by
+        result = page_get(pages, pid, snapshot, scan and above != NULL and above.level == 1,
+                          <char **>&node, &path.stamp)
+        if result != PAGES_OK:
+            # what a parent names is there: at the root, the tree was dropped meanwhile
+            return TREE_BROKEN if result == PAGES_ABSENT and above != NULL else result
+        path.nodes[depth] = node
+        if above != NULL and node.level + 1 != above.level:
+            return TREE_BROKEN
+        if node.kind == PAGE_LEAF:
+            return PAGES_OK
+        if node.kind != PAGE_INNER:
+            return TREE_BROKEN
+        path.indexes[depth] = _child(node, seek, key, size)
+        pid = node_child(node, path.indexes[depth])
+        above = node
+    return TREE_BROKEN
+
+
+cdef int path_upper(const path_t *path) noexcept nogil:
+    cdef int depth = <int>path.depth - 2
+    while depth >= 0:
+        if path.indexes[depth] + 1 < path.nodes[depth].count:
+            return depth
+        depth -= 1
+    return -1
+
+
+cdef int path_lower(const path_t *path) noexcept nogil:
+    cdef int depth = <int>path.depth - 2
+    while depth >= 0:
+        if path.indexes[depth] > 0:
+            return depth
+        depth -= 1
+    return -1
+
+
+cdef uint32_t path_ahead(const path_t *path, bint reverse, uint64_t *pids,
+                         uint32_t room) noexcept nogil:
+    cdef const node_t *parent
+    cdef uint32_t count = 0, index
+    if path.depth < 2:
+        return 0
+    # after PAGES_MISS of the leaf itself its parent is the last node that was reached
+    parent = path.nodes[path.depth - 2]
+    index = path.indexes[path.depth - 2]
+    while count < room and parent.level == 1:
+        if reverse:
+            if index == 0:
+                break
+            index -= 1
+        else:
+            index += 1
+            if index >= parent.count:
+                break
+        pids[count] = node_child(parent, index)
+        count += 1
+    return count
