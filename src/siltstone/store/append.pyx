@@ -16,7 +16,7 @@ from siltstone.log.ordered cimport (GROUP_ID_SIZE, ORDERED_URGENT, group_t, orde
                                     ordered_buffer_t, ordered_flush, ordered_group_abandon,
                                     ordered_group_append, ordered_group_commit,
                                     ordered_payload_max, ordered_t)
-from siltstone.log.workers cimport pthread_mutex_t
+from siltstone.log.workers cimport now_ns, pthread_cond_t, pthread_mutex_t
 from siltstone.store.compression cimport compress, compress_bound
 from siltstone.store.state cimport (KIND_BASE, KIND_LINK, KIND_MORE, KIND_MOVED, MORE_HEADER_SIZE,
                                     NOTE_SIZE, PAGES_LARGE, PAGES_LOG, PAGES_OK, PAGES_WAIT,
@@ -28,8 +28,21 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
 
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <stdint.h>
+    #include <time.h>
+    /* The stream's conditions count monotonic time. */
+    static void silt_wait_until(pthread_cond_t *condition, pthread_mutex_t *lock, uint64_t ns) {
+        struct timespec end = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+        pthread_cond_timedwait(condition, lock, &end);
+    }
+    """
+    void wait_until "silt_wait_until"(pthread_cond_t *, pthread_mutex_t *, uint64_t) noexcept nogil
+
 cdef enum:
-    WAIT_ROUNDS = 1000
+    WAIT_SLICE_NS = 2000000     # a wake-up that came between two looks costs no more than this
     IMAGE_PARTS_MAX = 6
 
 
@@ -84,19 +97,27 @@ cdef int append_ready(pages_t *pages, uint64_t bytes, uint32_t records) noexcept
 
 
 cdef int append_wait(pages_t *pages, uint64_t bytes, uint32_t records) noexcept nogil:
-    cdef int rounds = WAIT_ROUNDS, result
-    while rounds:
-        rounds -= 1
-        result = append_ready(pages, bytes, records)
-        if result != PAGES_WAIT:
-            return result
-        result = ordered_flush(pages.stream)
+    cdef ordered_t *stream = pages.stream
+    cdef uint64_t deadline_ns = now_ns() + <uint64_t>stream.wait_ms * 1000000
+    cdef int result = append_ready(pages, bytes, records)
+    while result == PAGES_WAIT:
+        result = ordered_flush(stream)
         if result != LOG_OK:
             return PAGES_LOG + result
-        result = chain_prepare(pages.stream)
+        result = chain_prepare(stream)
         if result < 0:
             return PAGES_OK         # the append itself says what is wrong with the device
-    return PAGES_LOG + LOG_BUSY
+        result = append_ready(pages, bytes, records)
+        if result != PAGES_WAIT:
+            break
+        # Worker threads have it: one of them says when it is done.
+        if now_ns() > deadline_ns:
+            return PAGES_LOG + LOG_BUSY
+        pthread_mutex_lock(&stream.lock)
+        wait_until(&stream.changed, &stream.lock, now_ns() + WAIT_SLICE_NS)
+        pthread_mutex_unlock(&stream.lock)
+        result = append_ready(pages, bytes, records)
+    return result
 
 
 cdef uint32_t pages_fragment_max(pages_t *pages) noexcept nogil:

@@ -41,6 +41,7 @@ cdef struct plan_t:             # how far a commit has come; guarded by the lock
     uint64_t missing
     uint64_t bytes
     uint32_t records
+    uint32_t waited             # for room, before this try
     uint64_t end                # to sync up to
     uint64_t effects
 

@@ -26,7 +26,7 @@ from siltstone.store.page cimport (CHANGE_DELETE, CHANGE_HEADER_SIZE, CHANGE_SET
                                    PAGE_OK, RECORD_BLOB, WORD_SIZE, compare_keys, node_image_size,
                                    node_key, node_record, node_search, node_t, record_word,
                                    word_key_size, word_payload_size)
-from siltstone.store.pagecache cimport (PAGES_LARGE, PAGES_MISS, PAGES_OK,
+from siltstone.store.pagecache cimport (PAGES_LARGE, PAGES_MISS, PAGES_OK, PAGES_WAIT,
                                         change_abandon, change_begin, change_commit, change_count,
                                         change_link, change_needs, entry_t, page_entry,
                                         pages_fragment_max, pages_lock, pages_ready, pages_root,
@@ -208,8 +208,11 @@ cdef int _try(TreePages trees, Reads reads, plan_t *plan) noexcept nogil:
     if result == PAGES_OK:
         change_needs(&plan.change, &plan.bytes, &plan.records)
         result = pages_ready(&trees.pages, plan.bytes, plan.records)
-        if result == PAGES_LARGE:
-            result = PAGES_OK           # nothing but the log's own waiting can help; no GIL here
+        if result == PAGES_LARGE or (result == PAGES_WAIT and plan.waited):
+            # Other writers may take the room again and again: the log's own waiting ends that,
+            # and nobody has the GIL here.
+            result = PAGES_OK
+        plan.waited = result == PAGES_WAIT
     for number in range(plan.root_count):
         if result == PAGES_OK and plan.roots[number].delta:
             result = change_count(&plan.change, plan.roots[number].root, plan.roots[number].delta)
