@@ -34,6 +34,7 @@ BENCHES = (
     "churn",
     "restart",
     "hitratio",
+    "metrics",
 )
 RESULTS = Path(__file__).with_name("results")
 

@@ -1,7 +1,25 @@
 """siltstone: Python data that outgrows RAM, kept on local flash."""
 
+from typing import TYPE_CHECKING, Any
+
 from siltstone import errors
 from siltstone.cache.cache import Cache
 
+if TYPE_CHECKING:
+    from siltstone.metrics.metrics import Metrics
+
 __version__ = "0.1.0"
-__all__ = ["Cache", "__version__", "errors"]
+__all__ = ["Cache", "Metrics", "__version__", "errors"]
+
+
+def __getattr__(name: str) -> Any:
+    """Engines with dependencies of their own come with their first use."""
+    if name == "Metrics":
+        try:
+            from siltstone.metrics.metrics import Metrics
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"Metrics needs the package {error.name}: pip install 'siltstone[metrics]'"
+            ) from error
+        return Metrics
+    raise AttributeError(f"module 'siltstone' has no attribute {name!r}")

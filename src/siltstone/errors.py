@@ -39,6 +39,10 @@ class TooLarge(CallerError, ValueError):
     """An item above `item_size_max`."""
 
 
+class LimitReached(CallerError, ValueError):
+    """A limit of the settings: too many series, labels or samples. The text names the setting."""
+
+
 class NotANumber(CallerError, ValueError):
     """incr or decr on a value that is not a decimal number."""
 

@@ -16,6 +16,10 @@ cdef int chain_enter(ordered_t *stream, uint64_t version, uint32_t slot) noexcep
 cdef void chain_leave(ordered_t *stream, uint32_t slot) noexcept nogil
 cdef int chain_room(ordered_t *stream, uint32_t slots) noexcept nogil           # 0 or -ENOMEM
 cdef uint64_t chain_version_free(ordered_t *stream, uint64_t above) noexcept nogil
+# A slot for something that is not of the stream: SLOT_NONE when fewer than `spare` would be left.
+cdef uint32_t chain_take(ordered_t *stream, uint32_t spare) noexcept nogil
+# That slot, known from an earlier life: 0; -ENOMEM; 1 when a live segment of the stream is there.
+cdef int chain_claim(ordered_t *stream, uint32_t slot) noexcept nogil
 # Take the next segment and write its header and first run header into `buffer`.
 cdef int chain_open(ordered_t *stream, ordered_buffer_t *buffer, uint32_t flags) noexcept nogil
 cdef void chain_run_header(ordered_t *stream, ordered_buffer_t *buffer) noexcept nogil

@@ -19,7 +19,8 @@ from siltstone.log.format cimport (RUN_HEADER_SIZE, SEGMENT_HEADER_SIZE, SLOT_NO
                                    segment_header_finish, segment_header_t)
 from siltstone.log.ordered cimport (ORDERED_AHEAD, ORDERED_STREAM, ORDERED_URGENT,
                                     SEGMENT_AFTER_CUT, SEGMENT_AHEAD, SEGMENT_FREE, SEGMENT_OPEN,
-                                    SEGMENT_SEALED, ordered_buffer_t, ordered_segment_t, ordered_t)
+                                    SEGMENT_SEALED, SEGMENT_TAKEN, ordered_buffer_t,
+                                    ordered_segment_t, ordered_t)
 from siltstone.log.workers cimport device_write, pthread_cond_t, pthread_mutex_t
 
 cdef extern from "<pthread.h>" nogil:
@@ -154,6 +155,30 @@ cdef uint32_t choose(ordered_t *stream, uint32_t flags) noexcept nogil:
     stream.segments[slot].state = SEGMENT_AHEAD
     stream.slots_used += 1
     return slot
+
+
+cdef uint32_t chain_take(ordered_t *stream, uint32_t spare) noexcept nogil:
+    cdef uint32_t slot = SLOT_NONE
+    if stream.slots_used + spare < stream.slot_limit:
+        slot = choose(stream, ORDERED_URGENT)
+    if slot != SLOT_NONE:
+        stream.segments[slot].state = SEGMENT_TAKEN
+    return slot
+
+
+cdef int chain_claim(ordered_t *stream, uint32_t slot) noexcept nogil:
+    cdef ordered_segment_t *segment
+    if chain_room(stream, slot + 1) != 0:
+        return -ENOMEM
+    segment = &stream.segments[slot]
+    if segment.version and segment.live_bytes == 0:
+        chain_leave(stream, slot)       # given back when the checkpoint that names it was done
+    if segment.version:
+        return 1
+    if segment.state == SEGMENT_FREE:
+        stream.slots_used += 1
+    segment.state = SEGMENT_TAKEN
+    return 0
 
 
 cdef bint chain_wants_preparing(ordered_t *stream) noexcept nogil:

@@ -30,6 +30,7 @@ from siltstone.errors import (
     Corruption,
     EnvironmentFailure,
     Locked,
+    SiltstoneError,
     WrongFormat,
 )
 from siltstone.log import superblock as superblocks
@@ -538,6 +539,12 @@ def remove_files(paths: Iterable[StrPath]) -> None:
             sync_directory(os.path.dirname(os.fspath(path)) or ".")
 
 
+def rename_file(path: StrPath, to: StrPath) -> None:
+    """Give a file of this file system its name, durably."""
+    os.rename(path, to)
+    sync_directory(os.path.dirname(os.fspath(to)) or ".")
+
+
 def make_directory(path: StrPath, *, mode: int = 0o700) -> None:
     """The data directory, with its parents, if it is missing."""
     try:
@@ -658,6 +665,19 @@ def create_file(path: StrPath, size: int, *, mode: int = 0o600) -> int:
     """The descriptor of a new file of zeros, all allocated; what was there before is gone."""
     remove_files([path])
     return open_live_map(path, size, mode=mode)[0]
+
+
+def read_superblock(path: StrPath) -> Superblock | None:
+    """What a device's file says about itself; None when there is none to be read. No lock."""
+    descriptor = open_file(path)
+    if descriptor < 0:
+        return None
+    try:
+        return superblocks.newest(os.pread(descriptor, FIRST_DATA_OFFSET, 0), os.fspath(path))
+    except (OSError, SiltstoneError):
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def open_file(path: StrPath) -> int:

@@ -36,6 +36,7 @@ cdef enum segment_state_t:
     SEGMENT_AHEAD = 1               # chosen as one of the next two
     SEGMENT_OPEN = 2
     SEGMENT_SEALED = 3
+    SEGMENT_TAKEN = 4               # not the stream's: the engine keeps something else in the slot
 
 cdef struct ordered_segment_t:
     uint64_t version

@@ -28,19 +28,21 @@ from siltstone.log import checkpoint as checkpoints
 from siltstone.log import ordered_recovery
 from siltstone.log.atomics cimport load64_relaxed
 from siltstone.log.capture cimport capture_free, capture_t, capture_take
-from siltstone.log.chain cimport chain_enter, chain_find, chain_leave, chain_room
-from siltstone.log.format cimport (RECORD_HEADER_SIZE, record_bytes, record_header_t, word_kind,
-                                   word_size)
+from siltstone.log.chain cimport (chain_claim, chain_enter, chain_find, chain_leave, chain_room,
+                                  chain_take)
+from siltstone.log.format cimport (RECORD_HEADER_SIZE, SLOT_NONE, record_bytes, record_header_t,
+                                   word_kind, word_size)
 from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_FAILED, LOG_GONE, LOG_NOTHING,
                                 LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, LOG_TOO_LARGE, part_t)
 from siltstone.log.ordered cimport (GROUP_ENTERED, GROUP_ID_SIZE, ORDERED_BUFFERS_MAX,
                                     ORDERED_CHECKPOINT_END, ORDERED_CHECKPOINT_PART, ORDERED_COMMIT,
                                     ORDERED_GROUPED, ORDERED_GROUPS_MAX, ORDERED_KIND_MAX,
                                     ORDERED_URGENT, SEGMENT_AHEAD, SEGMENT_FREE, SEGMENT_OPEN,
-                                    SEGMENT_SEALED, ordered_abort, ordered_append, ordered_buffer_t,
-                                    ordered_complete, ordered_dead, ordered_end, ordered_flush,
-                                    ordered_free, ordered_group_abandon, ordered_group_append,
-                                    ordered_group_commit, ordered_init, ordered_live,
+                                    SEGMENT_SEALED, SEGMENT_TAKEN, ordered_abort, ordered_append,
+                                    ordered_buffer_t, ordered_complete, ordered_dead, ordered_end,
+                                    ordered_flush, ordered_free, ordered_group_abandon,
+                                    ordered_group_append, ordered_group_commit, ordered_init,
+                                    ordered_live,
                                     ordered_payload_max, ordered_read, ordered_reserve,
                                     ordered_roll, ordered_segment_t, ordered_stable, ordered_stop,
                                     ordered_sync, ordered_written)
@@ -57,7 +59,7 @@ cdef enum:
 KIND_MAX = ORDERED_KIND_MAX
 KIND_COMMIT = ORDERED_COMMIT
 STATES = {SEGMENT_FREE: "free", SEGMENT_AHEAD: "ahead", SEGMENT_OPEN: "open",
-          SEGMENT_SEALED: "sealed"}
+          SEGMENT_SEALED: "sealed", SEGMENT_TAKEN: "taken"}
 
 
 def record_size(payload_bytes, grouped=False):
@@ -460,6 +462,49 @@ cdef class OrderedLog:
                 stream.segments[slot].allocated = 0     # to be filled with zeros before its turn
                 self.device.punch(slot)
         pthread_mutex_unlock(&stream.lock)
+
+    # Slots that hold something else than the stream. Who keeps it says so in its own records: in a
+    # record that is stable before the slot's first use counts, and in one before it is given back.
+
+    def take_slot(self, uint32_t spare=0):
+        """A slot for the engine's own use; None when fewer than `spare` others would be free."""
+        self._check(True)
+        pthread_mutex_lock(&self.stream.lock)
+        cdef uint32_t slot = chain_take(&self.stream, spare)
+        pthread_mutex_unlock(&self.stream.lock)
+        return None if slot == SLOT_NONE else slot
+
+    def claim_slot(self, uint32_t slot):
+        """While recovering: the engine's records say that this slot is its own."""
+        if slot >= self.stream.slot_limit:
+            raise Corruption(f"slot {slot} lies beyond the device", offset=slot)
+        pthread_mutex_lock(&self.stream.lock)
+        cdef int result = chain_claim(&self.stream, slot)
+        pthread_mutex_unlock(&self.stream.lock)
+        if result < 0:
+            raise MemoryError("no memory for the segment table")
+        if result:
+            raise Corruption(f"slot {slot} holds a segment of the stream", offset=slot)
+
+    def give_slot(self, uint32_t slot, *, bint punch=True):
+        """Back to the stream, and its blocks to the file system. While recovering: punch=False,
+        since it may hold something else by now."""
+        cdef bint taken
+        if punch and not self.read_only:
+            self.device.punch(slot)
+        pthread_mutex_lock(&self.stream.lock)
+        taken = (slot < self.stream.slot_capacity
+                 and self.stream.segments[slot].state == SEGMENT_TAKEN)
+        if taken:
+            chain_leave(&self.stream, slot)
+            self.stream.segments[slot].allocated = 0    # zeros first, before the stream uses it
+        pthread_mutex_unlock(&self.stream.lock)
+        assert taken, slot
+
+    @property
+    def slots_free(self):
+        """Slots that the stream and the engine may still take."""
+        return self.stream.slot_limit - self.stream.slots_used
 
     # Looking in
 

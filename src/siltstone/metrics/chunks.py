@@ -1,0 +1,145 @@
+"""Chunks: the bytes of a run of one series' samples or of one series' points of a tier.
+
+Codec 1 is smallchunk.pyx's, 2 and 3 are here; numbers are little-endian, columns pcodec's:
+
+    long   (2)  := flags (1) column-size (4) times values
+    points (3)  := flags (1) column-size (4) times (size (4) column) x 4: sum, min, max, count
+    times       := first (8) step (8)        flags & 1: all that far apart
+                 | column
+    values      := bits (8)                  flags & 2: all the same
+                 | column
+
+Values keep all their bits. Decoding checks what it is given: bytes that passed their checksum and
+do not decode are Corruption all the same. Pure functions.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from pcodec import ChunkConfig, standalone
+
+from siltstone.errors import Corruption
+from siltstone.log.checksum import crc32c
+from siltstone.metrics.smallchunk import decode_into as decode_small
+
+Times = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float64]
+
+SMALL: Final = 1
+LONG: Final = 2
+POINTS: Final = 3
+EVEN: Final = 1
+SAME: Final = 2
+_HEAD: Final = struct.Struct("<BI")
+_EVEN: Final = struct.Struct("<qq")
+_SIZE: Final = struct.Struct("<I")
+_SEED: Final = struct.Struct("<IQI")
+# Level 8 takes 2.5 x the time of level 4 for 2 % fewer bytes of a random walk of 8,192.
+_CONFIG: Final = ChunkConfig(compression_level=4)
+
+
+def checksum(data: Any, salt: int, version: int, offset: int) -> int:
+    """CRC32C of a chunk, bound to its segment and its place there."""
+    return crc32c(data, crc32c(_SEED.pack(salt, version, offset)))
+
+
+def is_even(times: Times) -> bool:
+    if times.size < 3:
+        return True
+    steps = np.diff(times)
+    return bool((steps == steps[0]).all())
+
+
+def encode(times: Times, values: Values) -> bytes:
+    """A long chunk. `times` strictly rising, at least one."""
+    flags, columns = _encoded_times(times)
+    bits = values.view(np.uint64)
+    if (bits == bits[0]).all():
+        flags |= SAME
+        column = values[:1].tobytes()
+    else:
+        column = bytes(standalone.simple_compress(np.ascontiguousarray(values), _CONFIG))
+    return _HEAD.pack(flags, len(columns)) + columns + column
+
+
+def _encoded_times(times: Times) -> tuple[int, bytes]:
+    if is_even(times):
+        step = int(times[1] - times[0]) if times.size > 1 else 0
+        return EVEN, _EVEN.pack(int(times[0]), step)
+    return 0, bytes(standalone.simple_compress(np.ascontiguousarray(times), _CONFIG))
+
+
+def decode_into(codec: int, data: bytes, times: Times, values: Values) -> None:
+    """Fill `times` and `values`, as many as the chunk's descriptor says."""
+    if codec == SMALL:
+        decode_small(data, times, values)
+        return
+    if codec != LONG or len(data) < _HEAD.size:
+        raise Corruption(f"a chunk of the unknown codec {codec}")
+    flags, size = _HEAD.unpack_from(data)
+    _decode_times(data[_HEAD.size : _HEAD.size + size], flags, times)
+    column = data[_HEAD.size + size :]
+    if not flags & SAME:
+        _decode_column(column, values)
+    elif len(column) != 8:
+        raise Corruption("a chunk of equal values does not hold one value")
+    else:
+        values.view(np.uint64)[:] = np.frombuffer(column, "<u8")[0]
+
+
+def _decode_times(column: bytes, flags: int, times: Times) -> None:
+    if not flags & EVEN:
+        _decode_column(column, times)
+    elif len(column) != _EVEN.size:
+        raise Corruption("a chunk of even steps does not hold one step")
+    else:
+        first, step = _EVEN.unpack(column)
+        np.multiply(np.arange(times.size), step, out=times)
+        times += first
+
+
+def _decode_column(column: bytes, into: npt.NDArray[Any]) -> None:
+    try:
+        progress = standalone.simple_decompress_into(column, into)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise Corruption(f"a column of {len(column)} bytes: {error}") from None
+    if progress.n_processed != into.size or not progress.finished:
+        raise Corruption(f"a column of {progress.n_processed} numbers, not {into.size}")
+
+
+# Tiers ---------------------------------------------------------------------------------------
+
+FIELDS: Final = ("sum", "min", "max", "count")
+
+
+def encode_points(times: Times, columns: dict[str, npt.NDArray[Any]]) -> bytes:
+    """Points of a tier: sum, min, max (float64) and count (int64) of each bucket's samples."""
+    flags, encoded = _encoded_times(times)
+    parts = [_HEAD.pack(flags, len(encoded)), encoded]
+    for name in FIELDS:
+        column = bytes(standalone.simple_compress(np.ascontiguousarray(columns[name]), _CONFIG))
+        parts += [_SIZE.pack(len(column)), column]
+    return b"".join(parts)
+
+
+def decode_points(data: bytes, count: int) -> tuple[Times, dict[str, npt.NDArray[Any]]]:
+    if len(data) < _HEAD.size:
+        raise Corruption("a chunk of points that ends too early")
+    times = np.empty(count, np.int64)
+    flags, size = _HEAD.unpack_from(data)
+    at = _HEAD.size + size
+    _decode_times(data[_HEAD.size : at], flags, times)
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for name in FIELDS:
+        if at + _SIZE.size > len(data):
+            raise Corruption("a chunk of points that ends too early")
+        (size,) = _SIZE.unpack_from(data, at)
+        at += _SIZE.size
+        columns[name] = np.empty(count, np.int64 if name == "count" else np.float64)
+        _decode_column(data[at : at + size], columns[name])
+        at += size
+    return times, columns

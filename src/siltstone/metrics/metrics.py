@@ -1,0 +1,358 @@
+"""`Metrics`: a time-series database in one directory, under one quota.
+
+Owns what Python users call; the engine behind it is engine.py. Promises: a sample is visible as
+soon as it is given, exact to the bit; a crash costs at most `flush_interval` of what was appended
+and nothing of what `flush()` (killed process) or `sync()` (power cut) returned for; the directory
+never takes more than `retention_size`; any thread may call.
+
+Non-goals: several writers of one directory (use the server), strings, distributed storage.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+
+from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
+from siltstone.config import build
+from siltstone.errors import Closed, ForkedProcess, InvalidValue, LimitReached, ReadOnly
+from siltstone.log.device import Device, FileDevice, make_directory, read_superblock
+from siltstone.log.workers import WorkerPool
+from siltstone.metrics.background import Background
+from siltstone.metrics.engine import Engine
+from siltstone.metrics.handle import SeriesHandle, handle_of
+from siltstone.metrics.keys import key_of, labels_of
+from siltstone.metrics.query import TierSeries
+from siltstone.metrics.report import Report
+from siltstone.metrics.selectors import matchers_of
+from siltstone.metrics.settings import MetricsSettings
+from siltstone.metrics.source import NAME_LABEL, Matcher, Series
+from siltstone.metrics.times import time_ms
+
+FILE: Final = "metrics"  # in the data directory
+ENGINE: Final = "metrics"
+Match = str | Sequence[Matcher] | None
+_FOREVER: Final = 1 << 62
+
+
+class Metrics:
+    """A time-series database. `path`: the data directory, made when it is missing.
+
+    Settings are those of `siltstone.metrics.settings.MetricsSettings`. Times are Unix seconds,
+    datetime or datetime64; series of `select` carry int64 milliseconds.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        rng: Random = SYSTEM_RANDOM,
+        **options: Any,
+    ) -> None:
+        self.path = Path(path)
+        file = self.path / FILE
+        self.settings = build(MetricsSettings, {"path": path, **_sizes_of(file), **options})
+        self._clock, self._rng = clock, rng
+        self._closed = False
+        self._pid = os.getpid()
+        self._close_lock = threading.Lock()
+        self._pool: WorkerPool | None = None
+        self._background: Background | None = None
+        read_only = self.settings.read_only
+        if not read_only:
+            make_directory(self.path)
+        device = FileDevice(
+            [(file, self.settings.slots * self.settings.segment_size)],
+            self.settings.segment_size,
+            engine=ENGINE,
+            create=not read_only,
+            lock=None if read_only else "exclusive",
+            preallocate=False,
+            read_only=read_only,
+            rng=rng,
+        )
+        self._open(device)
+
+    @classmethod
+    def on_device(
+        cls, device: Device, settings: MetricsSettings, *, clock: Clock = SYSTEM_CLOCK,
+        rng: Random = SYSTEM_RANDOM,
+    ) -> Self:  # fmt: skip
+        """On any device, a MemoryDevice for one: nothing is left of that when it is closed."""
+        self = cls.__new__(cls)
+        self.path, self.settings = settings.path or Path(), settings
+        self._clock, self._rng = clock, rng
+        self._closed, self._pid, self._close_lock = False, os.getpid(), threading.Lock()
+        self._pool, self._background = None, None
+        self._open(device)
+        return self
+
+    def _open(self, device: Device) -> None:
+        try:
+            if isinstance(device, FileDevice) and not self.settings.read_only:
+                self._pool = WorkerPool(2, name="siltstone-metrics")
+            self._engine = Engine(
+                device, self.settings, pool=self._pool, clock=self._clock, rng=self._rng
+            )
+        except BaseException:
+            device.close()
+            if self._pool is not None:
+                self._pool.close()
+            raise
+        if self.settings.background and not self.settings.read_only:
+            self._background = Background(self._engine, self.settings.flush_interval)
+
+    @property
+    def engine(self) -> Engine:
+        """For tools and tests; Closed after close()."""
+        if self._closed:
+            raise Closed("these metrics are closed")
+        if self._pid != os.getpid():
+            raise ForkedProcess(f"these metrics belong to pid {self._pid}; open them again here")
+        return self._engine
+
+    @property
+    def _writer(self) -> Engine:
+        engine = self.engine
+        if self.settings.read_only:
+            raise ReadOnly(30, f"{self.path} was opened read-only")
+        if self._background is not None:
+            self._background.check()
+        return engine
+
+    # Writing
+
+    def series(
+        self, name: str, labels: Mapping[str, str] | None = None, **more: str
+    ) -> SeriesHandle:
+        """The series with this name and these labels, for appending to it often."""
+        engine = self._writer
+        wanted = {**(labels or {}), **more}
+        if name:
+            wanted[NAME_LABEL] = name
+        key = key_of(wanted, engine.limits)
+        with engine.lock:
+            return handle_of(engine.head, engine.live_id(key), labels_of(key))
+
+    def append(
+        self, name: str, labels: Mapping[str, str], time: Any, value: float, *,
+        backfill: bool = False,
+    ) -> bool:  # fmt: skip
+        """One sample; False when it is older than the out-of-order window (and counted)."""
+        return self.series(name, labels).append(time, value, backfill=backfill)
+
+    def extend(
+        self, name: str, labels: Mapping[str, str], times: Any, values: Any, *,
+        backfill: bool = False,
+    ) -> int:  # fmt: skip
+        """Arrays of one series; how many samples were accepted."""
+        return self.series(name, labels).extend(times, values, backfill=backfill)
+
+    def write(self, rows: Iterable[tuple[str, Mapping[str, str], Any, float]], *,
+              backfill: bool = False) -> int:  # fmt: skip
+        """Rows of (name, labels, time, value); how many were accepted. All are checked first."""
+        engine = self._writer
+        ids: list[int] = []
+        times: list[int] = []
+        values: list[float] = []
+        for number, row in enumerate(rows):
+            if number >= self.settings.request_samples_max:
+                raise LimitReached(
+                    f"over {number} samples at once: request_samples_max allows no more"
+                )
+            try:
+                name, labels, time, value = row
+            except (TypeError, ValueError):
+                raise InvalidValue(
+                    f"row {number} is {row!r}, not (name, labels, time, value)"
+                ) from None
+            key = key_of({**labels, NAME_LABEL: name} if name else labels, engine.limits)
+            ids.append(engine.live_id(key))
+            times.append(time_ms(time))
+            values.append(float(value))
+        return self.write_ids(
+            np.array(ids, np.uint32), np.array(times, np.int64), np.array(values, np.float64),
+            backfill=backfill,
+        )  # fmt: skip
+
+    def write_table(
+        self, table: Any, *, time: str = "time", name: str | None = None, value: str = "value",
+        backfill: bool = False,
+    ) -> int:  # fmt: skip
+        """A table of pandas, polars, pyarrow or anything else with `__arrow_c_stream__`.
+
+        With a column `value` a row is one sample, of the series that the column `name` (or the
+        argument) and the columns of text say; without, each column of numbers is a metric. How
+        many samples were accepted.
+        """
+        from siltstone.metrics.tables import write_table
+
+        return write_table(
+            self._writer, table, time=time, name=name, value=value, backfill=backfill
+        )
+
+    def write_ids(self, ids: Any, times: Any, values: Any, *, backfill: bool = False) -> int:
+        """A sample for each id (of `series(...).id`); times in ms. For decoders of requests."""
+        return self._writer.head.write(ids, times, values, backfill)
+
+    def delete(self, match: Match, start: Any = None, end: Any = None) -> int:
+        """Delete the samples of these series within [start, end]; how many series that touched."""
+        from siltstone.metrics.deletion import delete
+
+        return delete(self._writer, matchers_of(match), *_range(start, end))
+
+    # Reading
+
+    def select(
+        self, match: Match, start: Any = None, end: Any = None, *, tier: str | float | None = None
+    ) -> list[Any]:
+        """Series with samples within [start, end], both included, by their sorted labels.
+
+        With `tier` ("1m", or seconds): `TierSeries` with sum, min, max and count of each step.
+        """
+        low, high = _range(start, end)
+        if tier is None:
+            return self.engine.reader.select(matchers_of(match), low, high)
+        return self.select_tier(match, low, high, tier)
+
+    def select_tier(self, match: Match, low: int, high: int, tier: str | float) -> list[TierSeries]:
+        from siltstone.config import format_duration, parse_duration
+
+        step = round(parse_duration(tier) * 1000)
+        if step not in self.settings.tiers:
+            has = ", ".join(format_duration(one / 1000) for one in self.settings.tiers)
+            raise InvalidValue(f"there is no tier of {tier!r}: {has or 'none'}")
+        number = self.settings.tiers.index(step)
+        return self.engine.reader.select_tier(matchers_of(match), low, high, number)
+
+    def labels(self, match: Match = None) -> list[str]:
+        """Names of labels, of all series or of those that match."""
+        return self._known(match, lambda registry, ids: registry.names(ids))
+
+    def label_values(self, name: str, match: Match = None) -> list[str]:
+        return self._known(match, lambda registry, ids: registry.values(name, ids))
+
+    def list_series(
+        self, match: Match = None, start: Any = None, end: Any = None
+    ) -> list[dict[str, str]]:
+        """The label sets of the series that match, by their sorted labels."""
+        return self.engine.reader.known(matchers_of(match), *_range(start, end))[1]
+
+    def _known(self, match: Match, ask: Any) -> list[str]:
+        engine = self.engine
+        ids, _ = engine.reader.known(matchers_of(match), -_FOREVER, _FOREVER)
+        with engine.lock:
+            found: list[str] = ask(engine.registry, ids)
+        return found
+
+    # Durability, care
+
+    def flush(self) -> None:
+        """Everything accepted is with the operating system: `kill -9` loses none of it."""
+        self._writer.flush()
+
+    def sync(self) -> None:
+        """Everything accepted is on the medium."""
+        self._writer.sync()
+
+    def checkpoint(self) -> None:
+        """Seal all heads; opening then replays nothing."""
+        self._writer.checkpoint()
+
+    def compact(self) -> None:
+        """Merge all small chunks now, as the background would in time."""
+        self._writer.merger.compact()
+
+    def verify(self) -> Report:
+        """Read and check everything; writes nothing."""
+        from siltstone.metrics.verify import verify
+
+        return verify(self.engine)
+
+    def backup(self, path: str | os.PathLike[str]) -> Report:
+        """A copy that opens by itself, of all samples given before the call; writing goes on."""
+        from siltstone.metrics.backup import backup
+
+        return backup(self._writer, Path(path))
+
+    def stats(self) -> dict[str, Any]:
+        from siltstone.metrics.statistics import statistics
+
+        found = statistics(self.engine)
+        if self._background is not None:
+            found["background"] = self._background.stats()
+        return found
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes of allocated blocks; never above retention_size."""
+        return self.engine.device.size_on_disk
+
+    def close(self) -> None:
+        """Write everything down, end. Idempotent."""
+        with self._close_lock:
+            if self._closed:
+                return
+            if self._pid != os.getpid():
+                self._closed = True
+                return
+            try:
+                if self._background is not None:
+                    self._background.close()
+                self._engine.close()
+            finally:
+                self._closed = True
+                if self._pool is not None:
+                    self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By path, for reading: a second process cannot write beside this one."""
+        return _reopen, (str(self.path),)
+
+    def __repr__(self) -> str:
+        return f"<Metrics {self.path}{' closed' if self._closed else ''}>"
+
+
+class EngineSource:
+    """What the evaluator of PromQL asks (source.py), answered by an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def select(
+        self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, step_hint_ms: int = 0
+    ) -> list[Series]:
+        return self._engine.reader.select(matchers, start_ms, end_ms)
+
+
+def _reopen(path: str) -> Metrics:
+    return Metrics(path, read_only=True)
+
+
+def _range(start: Any, end: Any) -> tuple[int, int]:
+    low = -_FOREVER if start is None else time_ms(start)
+    high = _FOREVER if end is None else time_ms(end)
+    if low > high:
+        raise InvalidValue(f"the range ends before it starts: {start!r} to {end!r}")
+    return low, high
+
+
+def _sizes_of(file: Path) -> dict[str, Any]:
+    """The geometry that a file was made with, so that it is opened as its owner did."""
+    superblock = read_superblock(file)
+    if superblock is None or superblock.engine != ENGINE:
+        return {}
+    size = superblock.segment_bytes
+    return {"segment_size": size, "retention_size": superblock.segment_count * size + 8192}

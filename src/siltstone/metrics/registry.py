@@ -1,0 +1,136 @@
+"""The series that are known at the moment: keys, ids, and which labels which of them has.
+
+Known are live series (they have samples in memory or were written to lately) and those of the
+segments whose index is loaded. An id is a number of this process, never used for another series;
+on the medium a series is its key. Not thread-safe: the engine's lock is held in every call.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from siltstone.errors import InvalidValue
+from siltstone.metrics.keys import labels_of
+from siltstone.metrics.source import Matcher
+
+Ids = npt.NDArray[np.uint32]
+_NONE: Ids = np.empty(0, np.uint32)
+
+
+@functools.lru_cache(256)
+def value_test(op: str, value: str) -> Callable[[str], bool]:
+    """Whether a label's value satisfies the matcher."""
+    if op == "=":
+        return lambda found: found == value
+    if op == "!=":
+        return lambda found: found != value
+    if op not in ("=~", "!~"):
+        raise InvalidValue(f"{op!r} is no matcher: =, !=, =~ or !~")
+    try:
+        pattern = re.compile(value, re.DOTALL)
+    except re.error as error:
+        raise InvalidValue(f"{value!r} is no regular expression: {error}") from None
+    if op == "=~":
+        return lambda found: pattern.fullmatch(found) is not None
+    return lambda found: pattern.fullmatch(found) is None
+
+
+class Registry:
+    """See the module's docstring."""
+
+    def __init__(self) -> None:
+        self._ids: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}
+        self._values: dict[str, dict[str, list[int]]] = {}
+        self._all: Ids | None = _NONE
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def find(self, key: bytes) -> int:
+        """Its id; 0 = unknown."""
+        return self._ids.get(key, 0)
+
+    def key(self, id: int) -> bytes:
+        return self._keys[id]
+
+    def labels(self, id: int) -> dict[str, str]:
+        return labels_of(self._keys[id])
+
+    def add(self, key: bytes, id: int) -> None:
+        assert key not in self._ids
+        self._ids[key] = id
+        self._keys[id] = key
+        self._all = None
+        for name, value in labels_of(key).items():
+            self._values.setdefault(name, {}).setdefault(value, []).append(id)
+
+    def remove(self, ids: Iterable[int]) -> None:
+        """They are not known any more."""
+        gone = set(ids)
+        touched: set[tuple[str, str]] = set()
+        for id in gone:
+            key = self._keys.pop(id)
+            del self._ids[key]
+            touched.update(labels_of(key).items())
+        self._all = None
+        for name, value in touched:
+            left = [id for id in self._values[name][value] if id not in gone]
+            if left:
+                self._values[name][value] = left
+            else:
+                del self._values[name][value]
+                if not self._values[name]:
+                    del self._values[name]
+
+    @property
+    def all(self) -> Ids:
+        if self._all is None:
+            self._all = np.sort(np.fromiter(self._keys, np.uint32, len(self._keys)))
+        return self._all
+
+    def match(self, matchers: Sequence[Matcher]) -> Ids:
+        """The ids of the series that satisfy all matchers, rising."""
+        found: Ids | None = None
+        # Those that need a label are selective, so they go first.
+        for matcher in sorted(matchers, key=lambda one: value_test(one.op, one.value)("")):
+            test = value_test(matcher.op, matcher.value)
+            values = self._values.get(matcher.name, {})
+            if matcher.op == "=" and matcher.value:
+                some = self._having([values.get(matcher.value, [])])
+                found = some if found is None else np.intersect1d(found, some, True)
+            elif not test(""):
+                some = self._having([ids for value, ids in values.items() if test(value)])
+                found = some if found is None else np.intersect1d(found, some, True)
+            else:
+                without = self._having([ids for value, ids in values.items() if not test(value)])
+                found = np.setdiff1d(self.all if found is None else found, without, True)
+            if found.size == 0:
+                return _NONE
+        return self.all if found is None else found
+
+    def _having(self, lists: list[list[int]]) -> Ids:
+        total = sum(len(ids) for ids in lists)
+        found = np.fromiter((id for ids in lists for id in ids), np.uint32, total)
+        found.sort()
+        return found
+
+    def names(self, ids: Ids | None = None) -> list[str]:
+        """Names of labels that any of these series has."""
+        return sorted(name for name in self._values if ids is None or self._any(name, ids))
+
+    def values(self, name: str, ids: Ids | None = None) -> list[str]:
+        values = self._values.get(name, {})
+        if ids is None:
+            return sorted(values)
+        wanted = set(ids.tolist())
+        return sorted(value for value, has in values.items() if not wanted.isdisjoint(has))
+
+    def _any(self, name: str, ids: Ids) -> bool:
+        wanted = set(ids.tolist())
+        return any(not wanted.isdisjoint(has) for has in self._values[name].values())

@@ -1,0 +1,145 @@
+"""Retention: what goes when, so that the quota is never exceeded and nothing outlives its time.
+
+The device has a fixed number of slots; a segment is opened only into a free one. Before one is
+needed, the oldest sealed segment of the kind that is furthest above its share is dropped: by size,
+raw data has a share of 1, tier k of 1/2^k, of what the journal leaves. By time, a segment goes when
+its newest sample is too old; what it holds too much until then is hidden from readers.
+
+Before raw data goes, the tiers are brought up to it. The caller holds the engine's work lock.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from siltstone.errors import EnvironmentFailure
+from siltstone.metrics.change import Change
+from siltstone.metrics.segment import FRESH, RAW, TIER, Segment
+
+if TYPE_CHECKING:
+    from siltstone.metrics.engine import Engine
+
+KEPT_FOR_CHECKPOINTS: Final = 2  # the log's own: slots_kept
+KEPT_FOR_MERGING: Final = 2
+
+
+class Retention:
+    """See the module's docstring."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.making_room = False  # the kept slots are for what that takes
+        self.protected: set[int] = set()  # versions that a merge is reading
+
+    def horizon_ms(self) -> int:
+        """Samples before it are gone; a very small number without a retention time."""
+        seconds = self._engine.settings.retention_time
+        if seconds is None:
+            return -(1 << 62)
+        return self._engine.clock.now_ms() - round(seconds * 1000)
+
+    def expire(self) -> int:
+        """Drop what is too old altogether; how many segments."""
+        horizon = self.horizon_ms()
+        with self._engine.work:
+            old = [
+                segment
+                for segment in self._engine.segments.values()
+                if segment.sealed and segment.end_ms < horizon
+            ]
+            for segment in old:
+                self._drop(segment)
+            return len(old)
+
+    def make_room(self, wanted: int) -> None:
+        """So many slots for what comes next, beside those that are kept; before a change begins.
+        What making room takes itself may use the kept ones. EnvironmentFailure: it cannot be."""
+        if self.making_room:
+            return
+        self.making_room = True
+        try:
+            self._make_room(KEPT_FOR_CHECKPOINTS + KEPT_FOR_MERGING + wanted)
+        finally:
+            self.making_room = False
+
+    def _make_room(self, wanted: int) -> None:
+        checkpoints = 0
+        while self._engine.log.slots_free < wanted:
+            journal_is_long = self._journal_slots() > 2 * self._engine.journal_segments_max + 4
+            if journal_is_long and checkpoints < 2:
+                self._engine.checkpoint()
+                checkpoints += 1
+            elif self.drop_oldest():
+                continue
+            elif checkpoints < 2:
+                self._engine.checkpoint()
+                checkpoints += 1
+            elif self._engine.log.slots_free > KEPT_FOR_CHECKPOINTS:
+                return  # tight, but it goes on
+            else:
+                raise self.full()
+
+    def drop_oldest(self) -> bool:
+        """Whether there was a segment to drop."""
+        victim = self._victim()
+        if victim is None:
+            return False
+        self._before_raw_goes(victim)
+        if victim.version in self._engine.segments:
+            self._drop(victim)
+        return True
+
+    def _journal_slots(self) -> int:
+        return (
+            self._engine.settings.slots - self._engine.log.slots_free - len(self._engine.segments)
+        )
+
+    def full(self) -> EnvironmentFailure:
+        return EnvironmentFailure(
+            errno.ENOSPC,
+            f"retention_size {self._engine.settings.retention_size} has no room for the journal",
+        )
+
+    def _victim(self) -> Segment | None:
+        """The oldest sealed segment of the kind furthest above its share."""
+        kinds = [RAW, *range(TIER, TIER + len(self._engine.settings.tiers))]
+        shares = {kind: 0.5 ** max(0, kind - TIER + 1) for kind in kinds}
+        used = dict.fromkeys(kinds, 0)
+        sealed: dict[int, list[Segment]] = {kind: [] for kind in kinds}
+        for segment in self._engine.segments.values():
+            kind = RAW if segment.kind == FRESH else segment.kind
+            used[kind] += 1
+            if segment.sealed and segment.version not in self.protected:
+                sealed[kind].append(segment)
+        kinds = [kind for kind in kinds if sealed[kind]]
+        if not kinds:
+            return None
+        kind = max(kinds, key=lambda one: (used[one] / shares[one], -one))
+        # Fresh segments are dropped only when nothing merged is left of the raw data.
+        merged = [segment for segment in sealed[kind] if segment.kind != FRESH]
+        return min(merged or sealed[kind], key=lambda one: (one.end_ms, one.version))
+
+    def _before_raw_goes(self, segment: Segment) -> None:
+        if segment.kind in (RAW, FRESH):
+            self._engine.merger.derive_before_drop(segment)
+
+    def _drop(self, segment: Segment) -> None:
+        change = Change(self._engine)
+        change.drop(segment)
+        change.commit()
+        counters = self._engine.counters
+        counters["segments_dropped"] += 1
+        counters["dropped_bytes"] += segment.end
+        counters["dropped_samples"] += segment.samples
+
+    def forecast(self) -> dict[str, float]:
+        """What the data at hand say: bytes a second of raw data, and how long the quota lasts."""
+        segments = [one for one in self._engine.segments.values() if one.kind in (RAW, FRESH)]
+        if not segments:
+            return {"bytes_per_second": 0.0, "seconds": 0.0}
+        span = max(one.end_ms for one in segments) - min(one.start_ms for one in segments)
+        rate = sum(one.end for one in segments) / max(span / 1000, 1.0)
+        shares = 1 + sum(0.5 ** (k + 1) for k in range(len(self._engine.settings.tiers)))
+        room = self._engine.settings.retention_size / shares
+        return {"bytes_per_second": rate, "seconds": room / rate if rate else 0.0}

@@ -1,0 +1,9 @@
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Buffer
+
+def encode(times: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> bytes: ...
+def decode_into(
+    data: Buffer, times: npt.NDArray[np.int64], values: npt.NDArray[np.float64]
+) -> None: ...
+def decode(data: Buffer, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...

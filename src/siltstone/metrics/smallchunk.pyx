@@ -1,0 +1,284 @@
+"""Small chunks: a quick code for a few hundred samples, from the head's sealing to the merge.
+
+    chunk   := flags (1) first-time (8) times values
+    times   := step                        flags & 1 = 0: one varint, all samples that far apart
+             | varint * (count - 1)        flags & 1 = 1: each step less the one before
+    values  := bits (8)                    flags >> 1 = 0: all the same
+             | varint * count              flags >> 1 = 1: whole numbers, each less the one before
+             | bits (8) change * (count-1) flags >> 1 = 2: xor with the one before
+    change  := 0 | (zero bytes at the low end << 4 | bytes) (1) bytes
+
+Varints are LEB128 of zigzag numbers; numbers little-endian. Values keep all 64 bits: NaN payloads
+(staleness markers) and -0.0 too. Decoding checks every length. Without the GIL; holds no state.
+"""
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+import numpy as np
+
+from siltstone.errors import Corruption
+
+cdef enum:
+    TIMES_UNEVEN = 1
+    VALUES_SAME = 0
+    VALUES_WHOLE = 1
+    VALUES_XOR = 2
+
+cdef extern from *:
+    """
+    static inline uint64_t silt_bits(double value) {
+        uint64_t bits; memcpy(&bits, &value, 8); return bits;
+    }
+    static inline double silt_double(uint64_t bits) {
+        double value; memcpy(&value, &bits, 8); return value;
+    }
+    #define SILT_LOW_ZERO_BYTES(x) ((uint32_t)(__builtin_ctzll(x) >> 3))
+    #define SILT_HIGH_ZERO_BYTES(x) ((uint32_t)(__builtin_clzll(x) >> 3))
+    """
+    uint64_t bits_of "silt_bits"(double value) noexcept nogil
+    double double_of "silt_double"(uint64_t bits) noexcept nogil
+    uint32_t low_zero_bytes "SILT_LOW_ZERO_BYTES"(uint64_t) noexcept nogil
+    uint32_t high_zero_bytes "SILT_HIGH_ZERO_BYTES"(uint64_t) noexcept nogil
+
+
+# Varints -----------------------------------------------------------------------------------------
+
+
+cdef inline char *put_varint(char *to, uint64_t number) noexcept nogil:
+    number = (number << 1) ^ <uint64_t>(<int64_t>number >> 63)
+    while number >= 0x80:
+        to[0] = <char>(number | 0x80)
+        to += 1
+        number >>= 7
+    to[0] = <char>number
+    return to + 1
+
+
+cdef inline const char *get_varint(const char *at, const char *end,
+                                   uint64_t *number) noexcept nogil:
+    """NULL when it does not end in time."""
+    cdef uint64_t found = 0
+    cdef uint32_t shift = 0
+    while at < end and shift < 70:
+        found |= <uint64_t>(<uint8_t>at[0] & 0x7F) << shift
+        at += 1
+        if not <uint8_t>at[-1] & 0x80:
+            number[0] = (found >> 1) ^ (0 - (found & 1))
+            return at
+        shift += 7
+    return NULL
+
+
+# Encoding ----------------------------------------------------------------------------------------
+
+
+cdef uint64_t small_bound(uint32_t count) noexcept nogil:
+    return SMALL_HEADER + 10 + <uint64_t>count * SMALL_SAMPLE_MAX
+
+
+cdef bint small_even(const int64_t *times, uint32_t count) noexcept nogil:
+    cdef uint64_t step
+    cdef uint32_t n
+    if count < 2:
+        return True
+    step = <uint64_t>times[1] - <uint64_t>times[0]
+    for n in range(2, count):
+        if <uint64_t>times[n] - <uint64_t>times[n - 1] != step:
+            return False
+    return True
+
+
+cdef int value_mode(const double *values, uint32_t count) noexcept nogil:
+    cdef bint same = True, whole = True
+    cdef uint64_t first = bits_of(values[0])
+    cdef uint32_t n
+    for n in range(count):
+        same = same and bits_of(values[n]) == first
+        if not -9007199254740992.0 <= values[n] <= 9007199254740992.0:
+            whole = False
+        elif bits_of(<double><int64_t>values[n]) != bits_of(values[n]):
+            whole = False
+        if not same and not whole:
+            return VALUES_XOR
+    return VALUES_SAME if same else VALUES_WHOLE
+
+
+cdef char *put_times(char *to, const int64_t *times, uint32_t count,
+                     bint is_even) noexcept nogil:
+    cdef uint64_t before = 0, step
+    cdef uint32_t n
+    memcpy(to, times, 8)
+    to += 8
+    if is_even:
+        return put_varint(to, <uint64_t>times[1] - <uint64_t>times[0] if count > 1 else 0)
+    for n in range(1, count):
+        step = <uint64_t>times[n] - <uint64_t>times[n - 1]
+        to = put_varint(to, step - before)
+        before = step
+    return to
+
+
+cdef char *put_xors(char *to, const double *values, uint32_t count) noexcept nogil:
+    cdef uint64_t before = bits_of(values[0]), now, differs
+    cdef uint32_t n, low, size
+    memcpy(to, &before, 8)
+    to += 8
+    for n in range(1, count):
+        now = bits_of(values[n])
+        differs = now ^ before
+        before = now
+        if differs == 0:
+            to[0] = 0
+            to += 1
+            continue
+        low = low_zero_bytes(differs)
+        size = 8 - low - high_zero_bytes(differs)
+        to[0] = <char>(low << 4 | size)
+        differs >>= 8 * low
+        memcpy(to + 1, &differs, 8)     # the bound has room for all eight
+        to += 1 + size
+    return to
+
+
+cdef uint64_t small_encode(const int64_t *times, const double *values, uint32_t count,
+                           char *out) noexcept nogil:
+    cdef bint is_even = small_even(times, count)
+    cdef int mode = value_mode(values, count)
+    cdef uint64_t before = 0, bits
+    cdef char *to = out + 1
+    cdef uint32_t n
+    out[0] = <char>((0 if is_even else TIMES_UNEVEN) | mode << 1)
+    to = put_times(to, times, count, is_even)
+    if mode == VALUES_SAME:
+        bits = bits_of(values[0])
+        memcpy(to, &bits, 8)
+        to += 8
+    elif mode == VALUES_WHOLE:
+        for n in range(count):
+            bits = <uint64_t><int64_t>values[n]
+            to = put_varint(to, bits - before)
+            before = bits
+    else:
+        to = put_xors(to, values, count)
+    return <uint64_t>(to - out)
+
+
+# Decoding ----------------------------------------------------------------------------------------
+
+
+cdef const char *get_times(const char *at, const char *end, bint is_even, uint32_t count,
+                           int64_t *times) noexcept nogil:
+    cdef uint64_t step = 0, change, now
+    cdef uint32_t n
+    if end - at < 8:
+        return NULL
+    memcpy(&now, at, 8)
+    at += 8
+    times[0] = <int64_t>now
+    if is_even:
+        at = get_varint(at, end, &step)
+        if at == NULL:
+            return NULL
+    for n in range(1, count):
+        if not is_even:
+            at = get_varint(at, end, &change)
+            if at == NULL:
+                return NULL
+            step += change
+        now += step
+        times[n] = <int64_t>now
+    return at
+
+
+cdef const char *get_xors(const char *at, const char *end, uint32_t count,
+                          double *values) noexcept nogil:
+    cdef uint64_t bits, differs
+    cdef uint32_t n, low, size
+    if end - at < 8:
+        return NULL
+    memcpy(&bits, at, 8)
+    at += 8
+    values[0] = double_of(bits)
+    for n in range(1, count):
+        if at >= end:
+            return NULL
+        low = <uint8_t>at[0] >> 4
+        size = <uint8_t>at[0] & 15
+        at += 1
+        if low + size > 8 or end - at < size:
+            return NULL
+        if size:
+            differs = 0
+            memcpy(&differs, at, size)
+            bits ^= differs << (8 * low)
+            at += size
+        values[n] = double_of(bits)
+    return at
+
+
+cdef int small_decode(const char *data, uint64_t size, uint32_t count, int64_t *times,
+                      double *values) noexcept nogil:
+    cdef const char *at = data + 1
+    cdef const char *end = data + size
+    cdef uint64_t bits = 0, change
+    cdef uint32_t n
+    cdef int mode
+    if size < SMALL_HEADER or count == 0 or <uint8_t>data[0] >> 1 > VALUES_XOR:
+        return -1
+    mode = <uint8_t>data[0] >> 1
+    at = get_times(at, end, not data[0] & TIMES_UNEVEN, count, times)
+    if at == NULL:
+        return -1
+    if mode == VALUES_XOR:
+        at = get_xors(at, end, count, values)
+    elif mode == VALUES_SAME:
+        if end - at < 8:
+            return -1
+        memcpy(&bits, at, 8)
+        at += 8
+        for n in range(count):
+            values[n] = double_of(bits)
+    else:
+        for n in range(count):
+            at = get_varint(at, end, &change)
+            if at == NULL:
+                return -1
+            bits += change
+            values[n] = <double><int64_t>bits
+    return 0 if at == end else -1
+
+
+# For Python --------------------------------------------------------------------------------------
+
+
+def encode(const int64_t[::1] times not None, const double[::1] values not None):
+    """The bytes of a small chunk. `times` strictly rising, at least one."""
+    cdef uint32_t count = <uint32_t>times.shape[0]
+    assert count > 0
+    assert times.shape[0] == values.shape[0]
+    out = bytearray(small_bound(count))
+    cdef char[::1] view = out
+    cdef uint64_t size
+    with nogil:
+        size = small_encode(&times[0], &values[0], count, &view[0])
+    return bytes(out[:size])
+
+
+def decode_into(const unsigned char[::1] data not None, int64_t[::1] times not None,
+                double[::1] values not None):
+    """Fill `times` and `values`; Corruption when `data` is not exactly that many samples."""
+    cdef int result = -1
+    assert times.shape[0] == values.shape[0]
+    if data.shape[0] and times.shape[0]:
+        with nogil:
+            result = small_decode(<const char *>&data[0], <uint64_t>data.shape[0],
+                                  <uint32_t>times.shape[0], &times[0], &values[0])
+    if result != 0:
+        raise Corruption(f"a chunk of {data.shape[0]} bytes does not hold {times.shape[0]} samples")
+
+
+def decode(data, count):
+    """(times, values)."""
+    times, values = np.empty(count, np.int64), np.empty(count, np.float64)
+    decode_into(data, times, values)
+    return times, values

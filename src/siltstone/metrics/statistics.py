@@ -1,0 +1,51 @@
+"""What `Metrics.stats()` tells: counters of everything, sizes, and how long the quota lasts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from siltstone.metrics.segment import FRESH, RAW, TIER
+
+if TYPE_CHECKING:
+    from siltstone.metrics.engine import Engine
+
+
+def statistics(engine: Engine) -> dict[str, Any]:
+    """Counts unless the name ends in a unit. Groups: head, segments, journal, cache, device."""
+    kinds = {"fresh": FRESH, "raw": RAW}
+    kinds |= {f"tier_{n + 1}": TIER + n for n in range(len(engine.settings.tiers))}
+    segments = list(engine.segments.values())
+    by_kind = {}
+    for name, kind in kinds.items():
+        some = [segment for segment in segments if segment.kind == kind]
+        by_kind[name] = {
+            "segments": len(some),
+            "sealed": sum(segment.sealed for segment in some),
+            "bytes": sum(segment.end for segment in some),
+            "chunks": sum(segment.chunk_count for segment in some),
+            "samples": sum(segment.samples for segment in some),
+            "start_ms": min((segment.start_ms for segment in some), default=None),
+            "end_ms": max((segment.end_ms for segment in some), default=None),
+        }
+    head = engine.head.stats()
+    journal = engine.log.stats()
+    written = engine.counters["segment_write_bytes"] + head["journal_bytes"]
+    return {
+        **head,
+        **engine.counters,
+        "series_live": engine.head.live,
+        "series_known": len(engine.registry),
+        "tombstones": len(engine.tombstones),
+        "pending_chunks": sum(int(piece[0].size) for piece in engine.pending),
+        "problems": list(engine.problems),
+        "segments": by_kind,
+        "slots": engine.settings.slots,
+        "slots_free": engine.log.slots_free,
+        "size_on_disk": engine.device.size_on_disk,
+        "retention_size": engine.settings.retention_size,
+        "write_amplification": written / (16 * head["samples"]) if head["samples"] else 0.0,
+        "retention": engine.retention.forecast(),
+        "cache": engine.cache.stats(),
+        "journal": journal,
+        "device": engine.device.handle.stats(),
+    }

@@ -1,0 +1,581 @@
+"""Metrics as a user meets it: what it takes, what it refuses, and how it says so."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from fakes import CrashDevice, ManualClock
+from metricsrig import SEGMENT, T0, contents, crash_device, opened, settings
+
+import siltstone
+from siltstone.errors import (
+    Closed,
+    ConfigError,
+    InvalidValue,
+    LimitReached,
+    Locked,
+    ReadOnly,
+    SiltstoneError,
+    WrongFormat,
+)
+from siltstone.metrics.background import CARE, FLUSH, CommandQueue
+from siltstone.metrics.metrics import Metrics
+from siltstone.metrics.readcache import ReadCache
+from siltstone.metrics.segment import FRESH, RAW
+from siltstone.metrics.source import STALE_NAN, Matcher
+
+
+@pytest.fixture
+def metrics():
+    found = opened(crash_device())
+    yield found
+    found.close()
+
+
+def fill(metrics, series=3, samples=600, start=T0):
+    for n in range(series):
+        times = start + np.arange(samples)
+        metrics.series("m", n=str(n)).extend(times, times % 100 * (n + 1.0))
+
+
+# Times ----------------------------------------------------------------------------------------
+
+
+def test_times_are_seconds_of_any_kind(metrics):
+    series = metrics.series("m", n="a")
+    utc = datetime.UTC
+    series.append(T0, 1)
+    series.append(T0 + 1.0005, 2)
+    series.append(datetime.datetime.fromtimestamp(T0 + 2, utc), 3)
+    series.append(np.datetime64(T0 * 1000 + 3000, "ms"), 4)
+    series.append(np.float64(T0 + 4), 5)
+    series.append(np.int64(T0 + 5), 6)
+    (found,) = metrics.select("m")
+    assert (found.times - T0 * 1000).tolist() == [0, 1000, 2000, 3000, 4000, 5000]
+    assert found.seconds[1] == T0 + 1.0
+    more = np.array([T0 + 6, T0 + 7], "datetime64[s]")
+    assert series.extend(more, [7, 8]) == 2
+    assert metrics.select("m")[0].times[-1] == T0 * 1000 + 7000
+
+
+@pytest.mark.parametrize(
+    "time", [T0 * 1000, float(T0 * 1000), float("nan"), "now", None, True, np.datetime64("NaT")]
+)
+def test_what_is_no_time_is_said(metrics, time):
+    with pytest.raises(InvalidValue, match=r"milliseconds\?|is no time"):
+        metrics.series("m", n="a").append(time, 1.0)
+
+
+def test_milliseconds_in_an_array_are_noticed(metrics):
+    with pytest.raises(ValueError, match=r"milliseconds\?"):
+        metrics.series("m").extend([T0 * 1000], [1.0])
+    with pytest.raises(ValueError, match="2 times and 1 values"):
+        metrics.series("m").extend([T0, T0 + 1], [1.0])
+
+
+# Labels and limits ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "text"),
+    [
+        ("a b", {}, "metric name"),
+        ("", {}, "at least one label"),
+        ("m", {"0": "x"}, "label name"),
+        ("m", {"a": 5}, "labels are text"),
+        ("m", {"a": "\ud800"}, "no valid text"),
+        ("m", {"a": "x" * 3000}, "at most 2048"),
+        ("m", {"a" * 300: "x"}, "over 256 bytes"),
+        ("m", {f"l{n}": "x" for n in range(70)}, "at most 64"),
+        ("m", {f"l{n}": "x" * 2000 for n in range(8)}, "at most 8192"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(metrics, name, labels, text):
+    with pytest.raises(InvalidValue, match=text):
+        metrics.series(name, labels)
+
+
+def test_an_empty_label_is_none(metrics):
+    metrics.append("m", {"a": "", "b": "x"}, T0, 1.0)
+    assert metrics.list_series() == [{"__name__": "m", "b": "x"}]
+    assert metrics.select('m{a=""}')[0].labels == {"__name__": "m", "b": "x"}
+
+
+def test_limits_name_their_setting():
+    metrics = opened(crash_device(), series_max=2, request_samples_max=3, select_samples_max=100)
+    metrics.series("a")
+    metrics.series("b")
+    with pytest.raises(LimitReached, match="series_max"):
+        metrics.series("c")
+    with pytest.raises(LimitReached, match="request_samples_max"):
+        metrics.write([("a", {}, T0 + n, 0.0) for n in range(4)])
+    metrics.series("a").extend(T0 + np.arange(200), np.zeros(200))
+    with pytest.raises(LimitReached, match="select_samples_max"):
+        metrics.select("a")
+
+
+def test_settings_say_what_would_work(tmp_path):
+    with pytest.raises(ConfigError, match="16392KiB"):
+        Metrics(tmp_path, retention_size="4MiB")
+    Metrics(tmp_path, retention_size="16392KiB").close()
+    for options, text in (
+        ({"tiers": ("1h", "1m")}, "must rise"),
+        ({"tiers": ("10ms",)}, "too fine"),
+        ({"segment_size": 100_000}, "64KiB"),
+        ({"retention": 5}, "retention_time"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            Metrics(tmp_path / "other", **options)
+    with pytest.raises(ConfigError, match="tiers"):
+        Metrics(tmp_path, tiers=("5m",))
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+def test_matchers(metrics):
+    for host in ("a", "b", "c"):
+        for cpu in ("0", "1"):
+            metrics.append("load", {"host": host, "cpu": cpu}, T0, 1.0)
+    metrics.append("up", {"host": "a"}, T0, 1.0)
+
+    def hosts(selector):
+        return [(s.labels["host"], s.labels.get("cpu")) for s in metrics.select(selector)]
+
+    assert len(hosts("load")) == 6
+    assert hosts('load{host="a",cpu!="0"}') == [("a", "1")]
+    assert hosts('load{host=~"a|b",cpu="1"}') == [("a", "1"), ("b", "1")]
+    assert hosts('{host=~"."}')[-1] == ("a", None)
+    assert hosts('{host="a",cpu=""}') == [("a", None)]
+    assert hosts('load{host!~"[ab]"}') == [("c", "0"), ("c", "1")]
+    assert hosts('load{host="z"}') == []
+    assert hosts([Matcher("cpu", "=", "1"), Matcher("host", "!=", "c")]) == [("a", "1"), ("b", "1")]
+    for wrong in ("load{", "load[5m]", "load offset 5m", "1 + 1", 'load{a=~"("}'):
+        with pytest.raises(InvalidValue):
+            metrics.select(wrong)
+
+
+def test_both_ends_of_a_range_are_included(metrics):
+    fill(metrics, 1, 1000)
+    for low, high in ((0, 999), (10, 10), (250, 260), (900, 2000), (500, 499 + 1)):
+        (found,) = metrics.select("m", T0 + low, T0 + high)
+        assert found.times[0] == (T0 + low) * 1000
+        assert found.times[-1] == (T0 + min(high, 999)) * 1000
+    assert metrics.select("m", T0 + 1000, T0 + 2000) == []
+    with pytest.raises(InvalidValue, match="before it starts"):
+        metrics.select("m", T0 + 1, T0)
+
+
+def test_names_and_values(metrics):
+    fill(metrics)
+    metrics.append("other", {"zone": "x"}, T0, 1.0)
+    assert metrics.labels() == ["__name__", "n", "zone"]
+    assert metrics.labels('m{n="0"}') == ["__name__", "n"]
+    assert metrics.label_values("n") == ["0", "1", "2"]
+    assert metrics.label_values("n", 'm{n!="1"}') == ["0", "2"]
+    assert metrics.label_values("nothing") == []
+    metrics.checkpoint()
+    device = metrics.engine.device
+    again = opened(device.reopened(device.content))
+    assert again.label_values("__name__") == ["m", "other"]
+    assert again.list_series('{zone="x"}') == [{"__name__": "other", "zone": "x"}]
+
+
+def test_results_do_not_depend_on_the_cache():
+    found = []
+    for cache in (0, 1 << 17, 1 << 24):
+        metrics = opened(crash_device(), cache=cache)
+        fill(metrics, 3, 3000)
+        metrics.compact()
+        sealed = metrics.engine
+        sealed.checkpoint()
+        found.append(contents(metrics))
+        assert contents(metrics) == found[0]
+        metrics.engine.cache.check_invariants()
+
+
+# Late samples, duplicates, staleness ------------------------------------------------------------
+
+
+def test_late_samples_and_duplicates_are_counted(metrics):
+    series = metrics.series("m", n="a")
+    series.extend(T0 + np.arange(300), np.arange(300.0))
+    assert series.append(T0 + 299, -1.0)  # again
+    assert series.append(T0 + 250, -2.0)  # again, late
+    assert series.append(T0 + 250.5, -3.0)  # late
+    assert not series.append(T0 + 198, -4.0)  # too late
+    assert series.append(T0 + 10, -5.0, backfill=True)
+    found = contents(metrics)["a"]
+    assert len(found) == 301
+    values = metrics.select("m")[0].values
+    assert (values[-1], values[10]) == (-1.0, -5.0)
+    stats = metrics.stats()
+    assert (stats["samples_rejected"], stats["samples_late"]) == (1, 3)
+    assert stats["samples_duplicate"] == 1  # the other two are in a chunk already
+    metrics.compact()
+    assert metrics.stats()["merged_duplicates"] == 2
+    assert contents(metrics)["a"] == found
+
+
+def test_one_sample_of_the_far_future_closes_only_its_own_series(metrics):
+    assert metrics.series("m", n="a").append(T0 + 10**6, 1.0)
+    assert not metrics.series("m", n="a").append(T0, 1.0)
+    assert metrics.series("m", n="b").append(T0, 1.0)
+
+
+def test_staleness_markers_keep_their_bits(metrics):
+    series = metrics.series("m", n="a")
+    for n in range(700):
+        series.append(T0 + n, STALE_NAN if n % 9 == 0 else n)
+    before = contents(metrics)
+    metrics.compact()
+    assert contents(metrics) == before
+    assert before["a"][T0 * 1000] == 0x7FF0000000000002
+
+
+def test_deleted_samples_stay_deleted_and_new_ones_count(metrics):
+    fill(metrics, 2, 800)
+    metrics.checkpoint()
+    assert metrics.delete('m{n="0"}', T0 + 100, T0 + 199) == 1
+    assert len(contents(metrics)["0"]) == 700
+    metrics.series("m", n="0").append(T0 + 150, 5.0, backfill=True)
+    assert len(contents(metrics)["0"]) == 701
+    for _ in range(2):
+        metrics.compact()
+        device = metrics.engine.device
+        metrics = opened(device.reopened(device.content))
+        assert len(contents(metrics)["0"]) == 701
+        assert len(contents(metrics)["1"]) == 800
+    assert metrics.delete("nothing") == 0
+    metrics.delete(None)
+    assert contents(metrics) == {}
+
+
+# Retention --------------------------------------------------------------------------------------
+
+
+def test_the_quota_holds_and_the_oldest_goes(tmp_path):
+    rng = np.random.default_rng(1)
+    quota = 2 << 20
+    metrics = Metrics(
+        tmp_path, retention_size=quota, segment_size=SEGMENT, tiers=("10s", "60s"),
+        background=False,
+    )  # fmt: skip
+    handles = [metrics.series("m", n=str(n)) for n in range(4)]
+    largest = 0
+    for number in range(150):
+        times = T0 + number * 1000 + np.arange(1000)
+        for handle in handles:
+            handle.extend(times, rng.normal(size=1000))
+        metrics.engine.step()
+        largest = max(largest, metrics.size_on_disk)
+    assert largest <= quota
+    assert metrics.stats()["segments_dropped"] > 10
+    found = metrics.select("m")
+    assert len(found) == 4
+    for series in found:
+        assert series.times[-1] == (T0 + 150 * 1000 - 1) * 1000
+        assert series.seconds[0] > T0 + 1000
+        assert (np.diff(series.times) == 1000).all()
+    # What is gone as raw data is still there as points, each with all of its samples.
+    (first, *_) = metrics.select("m", tier="60s")
+    assert first.seconds[0] < found[0].seconds[0]
+    assert set(first.count[1:-1].tolist()) == {60}
+    assert metrics.verify().problems == []
+    for segment in metrics.engine.segments.values():
+        assert segment.slot < metrics.settings.slots
+    metrics.close()
+
+
+def test_what_is_too_old_is_hidden_at_once_and_dropped_in_time():
+    clock = ManualClock(T0 * 1000)
+    metrics = Metrics.on_device(crash_device(), settings(48, retention_time="1h"), clock=clock)
+    fill(metrics, 1, 3000)
+    clock.advance(3000)
+    assert len(contents(metrics)["0"]) == 3000
+    clock.advance(1000)
+    assert len(contents(metrics)["0"]) == 3000 - 400
+    metrics.compact()
+    clock.advance(10**5)
+    assert contents(metrics) == {}
+    change_all_sealed(metrics)
+    assert metrics.engine.retention.expire() > 0
+    assert all(segment.kind > RAW for segment in metrics.engine.segments.values())
+
+
+def change_all_sealed(metrics):
+    from siltstone.metrics.change import Change
+
+    change = Change(metrics.engine)
+    for segment in metrics.engine.segments.values():
+        if not segment.sealed and segment.kind in (FRESH, RAW):
+            change.seal(segment)
+    change.commit()
+
+
+# Opening, closing -------------------------------------------------------------------------------
+
+
+def test_reopening_needs_no_settings_and_another_writer_is_refused(tmp_path):
+    with Metrics(tmp_path, retention_size="2MiB", segment_size="64KiB") as metrics:
+        fill(metrics)
+        code = (
+            "import sys, siltstone\n"
+            "try: siltstone.Metrics(sys.argv[1])\n"
+            "except siltstone.errors.Locked as error: print(error)"
+        )
+        out = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+        )
+        assert f"in use by pid {os.getpid()}" in out.stdout, out.stderr
+        with pytest.raises(Locked):
+            Metrics(tmp_path)
+    with Metrics(tmp_path) as metrics:
+        assert metrics.settings.segment_size == 1 << 16
+        assert len(contents(metrics)) == 3
+        assert metrics.engine.recovery.records <= 1  # nothing to replay but the last change
+
+
+def test_after_close_everything_says_so(metrics):
+    metrics.close()
+    metrics.close()
+    for call in (metrics.flush, metrics.stats, lambda: metrics.select("m")):
+        with pytest.raises(Closed):
+            call()
+
+
+def test_a_handle_refuses_after_close_and_in_a_forked_child(metrics):
+    handle = metrics.series("m", n="a")
+    handle.append(T0, 1.0)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            handle.append(T0 + 1, 1.0)
+        except RuntimeError:
+            status = 0
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    metrics.close()
+    for call in (lambda: handle.append(T0 + 2, 1.0), lambda: handle.extend([T0 + 2], [1.0])):
+        with pytest.raises(Closed):
+            call()
+
+
+def test_a_foreign_file_is_refused_and_left_as_it_was(tmp_path):
+    (tmp_path / "metrics").write_bytes(b"something else" * 1000)
+    with pytest.raises((WrongFormat, SiltstoneError)):
+        Metrics(tmp_path)
+    assert (tmp_path / "metrics").read_bytes() == b"something else" * 1000
+
+
+def test_read_only_beside_a_writer(tmp_path):
+    with Metrics(tmp_path, retention_size="2MiB", segment_size="64KiB") as writer:
+        fill(writer)
+        writer.flush()
+        with Metrics(tmp_path, read_only=True) as reader:
+            assert contents(reader) == contents(writer)
+            for call in (reader.flush, reader.sync, lambda: reader.series("m")):
+                with pytest.raises(ReadOnly):
+                    call()
+            assert reader.verify().problems == []
+        copy = pickle.loads(pickle.dumps(writer))
+        assert len(contents(copy)) == 3
+        copy.close()
+    with pytest.raises(SiltstoneError):
+        Metrics(tmp_path / "missing", read_only=True)
+
+
+def test_backup_of_a_store_that_is_written_to(tmp_path):
+    with Metrics(tmp_path / "a", retention_size="4MiB", segment_size="64KiB") as metrics:
+        fill(metrics, 3, 5000)
+        metrics.compact()
+        fill(metrics, 3, 100, T0 + 5000)
+        before = contents(metrics)
+        stop = threading.Event()
+
+        def write():
+            number = 6000
+            while not stop.is_set():
+                fill(metrics, 3, 50, T0 + number)
+                number += 50
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        report = metrics.backup(tmp_path / "b")
+        stop.set()
+        thread.join()
+        assert report.samples >= 3 * 5100
+        with pytest.raises(ConfigError, match="another directory"):
+            metrics.backup(tmp_path / "b")
+    with Metrics(tmp_path / "b") as copy:
+        found = contents(copy, None, T0 + 5099)
+        assert found == before
+        assert copy.verify().problems == []
+        fill(copy, 3, 10, T0 + 10**6)
+        copy.compact()
+        assert len(contents(copy, T0 + 10**6, None)["0"]) == 10
+
+
+def test_idle_series_leave_memory_and_come_back(metrics):
+    fill(metrics, 50, 20)
+    assert metrics.stats()["series_live"] == 50
+    for number in range(4):
+        fill(metrics, 1, 5, T0 + 100 + number * 10)
+        metrics.checkpoint()
+    assert metrics.stats()["series_live"] == 1
+    assert len(contents(metrics)) == 50
+    assert not metrics.series("m", n="7").append(T0 - 1000, 1.0)  # its newest is still known
+    assert metrics.series("m", n="7").append(T0 + 20, 1.0)
+    assert len(contents(metrics)["7"]) == 21
+
+
+# Threads and parts --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_many_threads_write_and_read(tmp_path):
+    metrics = Metrics(
+        tmp_path, retention_size="4MiB", segment_size="64KiB", flush_interval=0.02, tiers=("10s",)
+    )
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def write(n):
+        try:
+            handle = metrics.series("m", n=str(n))
+            for number in range(60):
+                times = T0 + number * 100 + np.arange(100)
+                assert handle.extend(times, times * 1.0) == 100
+        except BaseException as error:
+            errors.append(error)
+
+    def read():
+        try:
+            while not stop.is_set():
+                for series in metrics.select("m"):
+                    assert (series.values == series.seconds).all()
+                    assert (np.diff(series.times) == 1000).all()
+        except BaseException as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for thread in writers + readers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    metrics.compact()
+    stop.set()
+    for thread in readers:
+        thread.join()
+    assert not errors
+    assert all(len(samples) == 6000 for samples in contents(metrics).values())
+    metrics.close()
+
+
+def test_commands_run_by_priority_and_a_full_queue_refuses():
+    queue, ran = CommandQueue(3), []
+    queue.put(CARE, lambda: ran.append("care"))
+    queue.put(FLUSH, lambda: ran.append("flush 1"))
+    queue.put(FLUSH, lambda: ran.append("flush 2"))
+    with pytest.raises(TimeoutError, match="3 commands wait"):
+        queue.put(FLUSH, lambda: None, wait_s=0.01)
+    for _ in range(3):
+        queue.get(0).run()
+    assert ran == ["flush 1", "flush 2", "care"]
+    assert queue.get(0) is None
+    failing = queue.put(CARE, lambda: 1 / 0)
+    queue.get(0).run()
+    with pytest.raises(ZeroDivisionError):
+        failing.wait(0)
+    left = queue.put(CARE, lambda: None)
+    queue.close()
+    with pytest.raises(Closed):
+        left.wait(0)
+    with pytest.raises(Closed):
+        queue.put(CARE, lambda: None)
+
+
+def test_a_scan_does_not_push_out_what_is_in_use():
+    cache = ReadCache(20 * 65536)
+    block = (b"x", 65536)
+    for number in range(10):
+        cache.get((1, number), lambda: block)
+        cache.get((1, number), lambda: block)
+    for number in range(1000):
+        cache.get((2, number), lambda: block)
+    cache.check_invariants()
+    hits = cache.stats()["hits"]
+    for number in range(10):
+        cache.get((1, number), lambda: block)
+    assert cache.stats()["hits"] == hits + 10
+
+
+def test_reads_of_one_block_at_the_same_time_are_one():
+    cache, began, go, reads = ReadCache(1 << 20), threading.Event(), threading.Event(), []
+
+    def read():
+        reads.append(1)
+        began.set()
+        go.wait(5)
+        return b"data", 4
+
+    found: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(cache.get((1, 0), read))) for _ in range(4)
+    ]
+    threads[0].start()
+    began.wait(5)
+    for thread in threads[1:]:
+        thread.start()
+    while cache.stats()["merged"] < 3:
+        pass
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert len(reads) == 1
+    assert found == [b"data"] * 4
+
+    def fail():
+        raise OSError("broken")
+
+    with pytest.raises(OSError, match="broken"):
+        cache.get((1, 1), fail)
+    assert cache.get((1, 1), lambda: (b"whole", 5)) == b"whole"
+
+
+def test_counters_balance(metrics):
+    fill(metrics, 3, 3000)
+    metrics.compact()
+    stats = metrics.stats()
+    assert stats["samples"] == 9000
+    assert stats["merged_samples_in"] == stats["merged_samples_out"] == 9000
+    assert stats["segments"]["raw"]["samples"] == 9000
+    assert stats["segments"]["fresh"]["segments"] == 0
+    assert stats["segment_write_bytes"] > stats["segments"]["raw"]["bytes"]
+    assert 0 < stats["write_amplification"] < 3
+    assert stats["slots_free"] < stats["slots"]
+
+
+def test_the_extra_is_named_when_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "siltstone.metrics.metrics", None)
+    with pytest.raises(ImportError, match=r"siltstone\[metrics\]"):
+        siltstone.Metrics  # noqa: B018
+    with pytest.raises(AttributeError):
+        siltstone.Metric  # noqa: B018
+
+
+def test_a_device_of_another_kind_works_too():
+    device = CrashDevice(48, SEGMENT, engine="metrics")
+    metrics = opened(device)
+    fill(metrics, 1, 10)
+    assert metrics.size_on_disk == 0
+    metrics.close()
