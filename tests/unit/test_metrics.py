@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import lzma
 import os
 import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -422,6 +424,28 @@ def test_backup_of_a_store_that_is_written_to(tmp_path):
         fill(copy, 3, 10, T0 + 10**6)
         copy.compact()
         assert len(contents(copy, T0 + 10**6, None)["0"]) == 10
+
+
+def test_an_import_goes_on_where_it_was(tmp_path):
+    directory = tmp_path / "dbengine"
+    directory.mkdir()
+    for path in (Path(__file__).parent.parent / "golden" / "netdata" / "A-tier0").iterdir():
+        (directory / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
+    metrics = opened(crash_device(200), tiers=())
+    report = metrics.import_netdata(directory)
+    assert report.ok
+    assert report.samples > 100_000
+    before = {s.labels["uuid"]: (s.times.size, s.values.sum()) for s in metrics.select(None)}
+    assert sum(count for count, _ in before.values()) == report.samples
+    device = metrics.engine.device
+    metrics = opened(device.reopened(device.content), tiers=())  # it did not even close
+    again = metrics.import_netdata(directory)
+    assert (again.extents, again.extents_skipped) == (0, report.extents)
+    metrics.engine.marks.clear()
+    metrics.import_netdata(directory)
+    metrics.compact()
+    after = {s.labels["uuid"]: (s.times.size, s.values.sum()) for s in metrics.select(None)}
+    assert after == before
 
 
 def test_idle_series_leave_memory_and_come_back(metrics):

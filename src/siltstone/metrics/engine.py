@@ -47,6 +47,7 @@ from siltstone.metrics.state import (
     DELETED,
     EVER,
     FORMAT,
+    MARKED,
     POINTS,
     RUN,
     SERIES,
@@ -55,6 +56,7 @@ from siltstone.metrics.state import (
     Tombstone,
     pack,
     unpack_changed,
+    unpack_mark,
     unpack_state,
     unpack_tombstone,
 )
@@ -115,6 +117,7 @@ class Engine:
         self.pending: list[Piece] = []
         self.tombstones: list[Tombstone] = []
         self.rest: dict[int, tuple[int, int]] = {}  # hash of a key: newest, derived
+        self.marks: dict[str, int] = {}
         self.problems: list[str] = []
         self.readers = 0
         self._version = 0
@@ -146,6 +149,9 @@ class Engine:
                 self.tombstones.append(tombstone)
                 self.head.sequence = max(self.head.sequence, tombstone.sequence)
                 arrivals.deleted(tombstone)
+            elif kind == MARKED:
+                mark = unpack_mark(payload)
+                self.marks[mark.key] = mark.value
 
         self.recovery = self.log.recover(visit, self._restore)
         self.problems += [str(problem) for problem in self.recovery.problems]
@@ -160,6 +166,7 @@ class Engine:
         for arrived in arrivals.left():
             if arrived.id in self.head:
                 self.head.restore(arrived.id, arrived.times, arrived.values, arrived.late)
+        self.head.journal_max = self.journal_segments_max * self.settings.segment_size
         if self.recovery.needs_checkpoint and not self.settings.read_only:
             self.checkpoint()
 
@@ -170,6 +177,7 @@ class Engine:
             raise ConfigError(f'[metrics] tiers: the data has "{has}", not "{asked}"')
         self._version, self.head.sequence = state.version, state.sequence
         self.tombstones = list(state.tombstones)
+        self.marks = dict(state.marks)
         self._restore_segments(state.segments)
         hashes = np.frombuffer(state.live.hashes, "<u8").tolist()
         newest = np.frombuffer(state.live.newest, "<i8").tolist()
@@ -334,17 +342,26 @@ class Engine:
             raise
 
     def pressed(self) -> None:
-        """The head has sealed much: write it, or let it have more while another thread works."""
-        if self.head.uncollected_max < UNCOLLECTED_HARD and not self.work.acquire(blocking=False):
+        """The head has sealed much, or the journal is long: do what is due, or allow more while
+        another thread is at it."""
+        head = self.head
+        patient = head.uncollected_max < UNCOLLECTED_HARD and self._journal_is_short()
+        if not self.work.acquire(blocking=not patient):
             self.counters["pressure_waits"] += 1
-            self.head.uncollected_max *= 2
+            head.uncollected_max *= 2
+            head.journal_max += self.settings.segment_size
             return
-        if self.head.uncollected_max >= UNCOLLECTED_HARD:
-            self.work.acquire()
         try:
             self.write_pending()
+            if head.journal_bytes >= head.journal_max:
+                self.checkpoint()
+            if not self.settings.background:
+                self.merger.merge_if_due()
         finally:
             self.work.release()
+
+    def _journal_is_short(self) -> bool:
+        return self.log.slots_free > self.settings.slots // 4
 
     def relieve(self) -> None:
         """The journal has no room: make some."""
@@ -386,9 +403,13 @@ class Engine:
                     tombstones,
                     self._live(),
                     list(self.settings.tiers),
+                    self.marks,
                 )
             self.log.finish_checkpoint(begun, pack(state))
             self._opened_at_checkpoint = opened
+            # The background's turn comes first: what it does not get done, who appends does.
+            segments = self.journal_segments_max * (2 if self.settings.background else 1)
+            self.head.journal_max = self.head.journal_bytes + segments * self.settings.segment_size
             self.counters["checkpoints"] += 1
             self._forget_idle()
             return state

@@ -86,6 +86,7 @@ cdef class Head:
     cdef uint64_t data_size
     cdef uint64_t data_capacity
     cdef public uint64_t uncollected_max
+    cdef public uint64_t journal_max    # bytes ever journaled at which a checkpoint is overdue
     cdef counters_t counters
     cdef int forks              # of the process when it was made; -1: closed
     cdef object _relieve

@@ -22,6 +22,7 @@ class Head:
     live: int
     sequence: int
     uncollected_max: int
+    journal_max: int
     def __init__(
         self,
         log: OrderedLog,
@@ -42,6 +43,8 @@ class Head:
     def write(self, ids: _Ids, times: _Times, values: _Values, backfill: bool = False) -> int: ...
     def flush(self) -> None: ...
     def try_flush(self) -> bool: ...
+    @property
+    def journal_bytes(self) -> int: ...
     @property
     def uncollected(self) -> int: ...
     @property

@@ -345,7 +345,8 @@ cdef bint in_head(series_t *series, int64_t time) noexcept nogil:
 
 cdef class Head:
     """See the module's docstring. `relieve()` is called, without locks, when the log has no room;
-    `pressed()` when `uncollected_max` bytes of sealed chunks wait."""
+    `pressed()` when `uncollected_max` bytes of sealed chunks wait, or a checkpoint is overdue; it
+    writes them, or raises the limits."""
 
     def __cinit__(self, OrderedLog log not None, int64_t window_ms, relieve, pressed, *,
                   uint64_t uncollected_max=8 << 20):
@@ -356,6 +357,7 @@ cdef class Head:
         self._relieve, self._pressed = relieve, pressed
         self.epoch = 1
         self.forks = forks
+        self.journal_max = <uint64_t>-1
         self.batch_size = min(<uint32_t>BATCH_BYTES, ordered_payload_max(&log.stream))
         self.batch = <char *>malloc(self.batch_size)
         self.labels = <char *>malloc(self.batch_size)
@@ -395,7 +397,8 @@ cdef class Head:
         self.forks = -1
 
     cdef bint has_room(self) noexcept nogil:
-        return self.data_size < self.uncollected_max
+        return (self.data_size < self.uncollected_max
+                and self.counters.journal_bytes < self.journal_max)
 
     # Series
 
@@ -514,7 +517,7 @@ cdef class Head:
     cdef int settle(self, int result) except -1:
         """After a call without the lock: 1 = try again, 0 = done; raises what went wrong."""
         if result == LOG_OK or result == PUT_REJECTED:
-            if self.data_size >= self.uncollected_max:
+            if not self.has_room():
                 self._pressed()
             return 0
         if result == PUT_NO_MEMORY:
@@ -541,7 +544,7 @@ cdef class Head:
                     continue
             result = self.put(series, time, value, backfill)
             self.drop()
-            if self.data_size < self.uncollected_max and result <= LOG_OK:
+            if self.has_room() and result <= LOG_OK:
                 if result == PUT_NO_MEMORY:
                     self.settle(result)
                 return result == LOG_OK
@@ -655,6 +658,11 @@ cdef class Head:
     @property
     def unflushed(self):
         return self.batch_filled > 0 or self.labels_filled > 0
+
+    @property
+    def journal_bytes(self):
+        """Bytes of the journal's records, ever."""
+        return self.counters.journal_bytes
 
     @property
     def uncollected(self):

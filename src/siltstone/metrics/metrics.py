@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -27,6 +27,7 @@ from siltstone.metrics.background import Background
 from siltstone.metrics.engine import Engine
 from siltstone.metrics.handle import SeriesHandle, handle_of
 from siltstone.metrics.keys import key_of, labels_of
+from siltstone.metrics.netdata_import import ImportReport
 from siltstone.metrics.query import TierSeries
 from siltstone.metrics.report import Report
 from siltstone.metrics.selectors import matchers_of
@@ -280,6 +281,23 @@ class Metrics:
         from siltstone.metrics.backup import backup
 
         return backup(self._writer, Path(path))
+
+    def import_netdata(
+        self,
+        directory: str | os.PathLike[str],
+        names: Mapping[Any, Mapping[str, str]] | None = None,
+        *,
+        tier: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ImportReport:
+        """Netdata's dbengine files into this database: the finest tier, unless told otherwise.
+
+        Resumable and harmless when repeated. `names`: {uuid: labels}, see
+        `siltstone.metrics.netdata.open`. `progress(done, of)` counts bytes.
+        """
+        from siltstone.metrics.imports import import_netdata
+
+        return import_netdata(self._writer, directory, names, tier=tier, progress=progress)
 
     def stats(self) -> dict[str, Any]:
         from siltstone.metrics.statistics import statistics

@@ -19,6 +19,7 @@ POINTS: Final = 2
 RUN: Final = 3
 CHANGED: Final = 4
 DELETED: Final = 5
+MARKED: Final = 6
 FORMAT: Final = 1
 EVER: Final = (1 << 63) - 1
 
@@ -50,6 +51,13 @@ class Tombstone(msgspec.Struct, array_like=True):
     sequence: int
 
 
+class Mark(msgspec.Struct, array_like=True):
+    """How far an import came: a number under a key."""
+
+    key: str
+    value: int
+
+
 class Live(msgspec.Struct, array_like=True):
     """Of live series: 64-bit hashes of their keys (u8, rising), newest and derived (i8)."""
 
@@ -66,9 +74,10 @@ class State(msgspec.Struct, array_like=True):
     tombstones: list[Tombstone]
     live: Live
     tiers: list[int]  # steps in ms
+    marks: dict[str, int]
 
 
-def pack(record: Changed | Tombstone | State) -> bytes:
+def pack(record: Changed | Tombstone | Mark | State) -> bytes:
     return msgspec.msgpack.encode(record)
 
 
@@ -78,6 +87,10 @@ def unpack_changed(payload: bytes) -> Changed:
 
 def unpack_tombstone(payload: bytes) -> Tombstone:
     return _decoded(payload, Tombstone)
+
+
+def unpack_mark(payload: bytes) -> Mark:
+    return _decoded(payload, Mark)
 
 
 def unpack_state(payload: bytes) -> State:
