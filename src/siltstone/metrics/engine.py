@@ -150,8 +150,8 @@ class Engine:
                 self.head.sequence = max(self.head.sequence, tombstone.sequence)
                 arrivals.deleted(tombstone)
             elif kind == MARKED:
-                mark = unpack_mark(payload)
-                self.marks[mark.key] = mark.value
+                reached = unpack_mark(payload)
+                self.marks[reached.key] = reached.value
 
         self.recovery = self.log.recover(visit, self._restore)
         self.problems += [str(problem) for problem in self.recovery.problems]
