@@ -576,6 +576,19 @@ def test_reads_of_one_block_at_the_same_time_are_one():
     assert cache.get((1, 1), lambda: (b"whole", 5)) == b"whole"
 
 
+def test_promql_on_what_is_stored(metrics):
+    fill(metrics, 2, 3000)
+    metrics.compact()
+    fill(metrics, 2, 100, T0 + 3000)
+    result = metrics.query("sum(m)", T0 + 3050)
+    assert (result.kind, result.values.tolist()) == ("vector", [[3 * 50.0]])
+    matrix = metrics.query_range("max_over_time(m[100s])", T0 + 200, T0 + 3000, "100s")
+    assert matrix.values.shape == (2, 29)
+    assert matrix.values[:, -1].tolist() == [99.0, 198.0]
+    with pytest.raises(ValueError, match="parse error"):
+        metrics.query("sum(")
+
+
 def test_counters_balance(metrics):
     fill(metrics, 3, 3000)
     metrics.compact()

@@ -19,10 +19,11 @@ from typing import Any, Final, Self
 import numpy as np
 
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
-from siltstone.config import build
+from siltstone.config import build, format_duration, parse_duration
 from siltstone.errors import Closed, ForkedProcess, InvalidValue, LimitReached, ReadOnly
 from siltstone.log.device import Device, FileDevice, make_directory, read_superblock
 from siltstone.log.workers import WorkerPool
+from siltstone.metrics import promql as evaluator
 from siltstone.metrics.background import Background
 from siltstone.metrics.engine import Engine
 from siltstone.metrics.handle import SeriesHandle, handle_of
@@ -30,6 +31,7 @@ from siltstone.metrics.keys import key_of, labels_of
 from siltstone.metrics.netdata_import import ImportReport
 from siltstone.metrics.query import TierSeries
 from siltstone.metrics.report import Report
+from siltstone.metrics.result import Result
 from siltstone.metrics.selectors import matchers_of
 from siltstone.metrics.settings import MetricsSettings
 from siltstone.metrics.source import NAME_LABEL, Matcher, Series
@@ -223,14 +225,24 @@ class Metrics:
         return self.select_tier(match, low, high, tier)
 
     def select_tier(self, match: Match, low: int, high: int, tier: str | float) -> list[TierSeries]:
-        from siltstone.config import format_duration, parse_duration
-
         step = round(parse_duration(tier) * 1000)
         if step not in self.settings.tiers:
             has = ", ".join(format_duration(one / 1000) for one in self.settings.tiers)
             raise InvalidValue(f"there is no tier of {tier!r}: {has or 'none'}")
         number = self.settings.tiers.index(step)
         return self.engine.reader.select_tier(matchers_of(match), low, high, number)
+
+    def query(self, promql: str, time: Any = None, **limits: Any) -> Result:
+        """A PromQL expression at one moment; None: now. `limits`: see `promql.query`."""
+        moment = self._clock.now_ms() if time is None else time_ms(time)
+        return evaluator.query(EngineSource(self.engine), promql, moment, **limits)
+
+    def query_range(self, promql: str, start: Any, end: Any, step: Any, **limits: Any) -> Result:
+        """A PromQL expression at start, start + step, ... up to end."""
+        step_ms = round(parse_duration(step) * 1000)
+        return evaluator.query_range(
+            EngineSource(self.engine), promql, time_ms(start), time_ms(end), step_ms, **limits
+        )
 
     def labels(self, match: Match = None) -> list[str]:
         """Names of labels, of all series or of those that match."""

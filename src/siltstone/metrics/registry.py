@@ -8,7 +8,6 @@ on the medium a series is its key. Not thread-safe: the engine's lock is held in
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from siltstone.errors import InvalidValue
 from siltstone.metrics.keys import labels_of
+from siltstone.metrics.labels import condition
 from siltstone.metrics.source import Matcher
 
 Ids = npt.NDArray[np.uint32]
@@ -25,19 +25,9 @@ _NONE: Ids = np.empty(0, np.uint32)
 @functools.lru_cache(256)
 def value_test(op: str, value: str) -> Callable[[str], bool]:
     """Whether a label's value satisfies the matcher."""
-    if op == "=":
-        return lambda found: found == value
-    if op == "!=":
-        return lambda found: found != value
-    if op not in ("=~", "!~"):
+    if op not in ("=", "!=", "=~", "!~"):
         raise InvalidValue(f"{op!r} is no matcher: =, !=, =~ or !~")
-    try:
-        pattern = re.compile(value, re.DOTALL)
-    except re.error as error:
-        raise InvalidValue(f"{value!r} is no regular expression: {error}") from None
-    if op == "=~":
-        return lambda found: pattern.fullmatch(found) is not None
-    return lambda found: pattern.fullmatch(found) is None
+    return condition(Matcher("", op, value))
 
 
 class Registry:
