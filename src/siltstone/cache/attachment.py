@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from siltstone import errors
-from siltstone.cache import fork, orphans, restart, statistics
+from siltstone.cache import births, fork, orphans, restart, statistics
 from siltstone.cache.background import Background
 from siltstone.cache.engine import CacheEngine, cache_section_bytes, geometry
 from siltstone.cache.orphans import DOOR_TEXT_BYTES, read_door
@@ -60,6 +60,7 @@ logger = logging.getLogger("siltstone.cache")
 SHARED_MEMORY: Final = Path("/dev/shm")
 PROCESS_SLOTS: Final = 128
 DOOR_LIMIT_MS: Final = 10_000
+BIRTH_LIMIT_MS: Final = 5_000
 LAYOUT: Final = 2
 SECTION_CACHE: Final = 1
 SECTION_TAGS: Final = 4
@@ -479,8 +480,9 @@ class Attachment:
         while self.engine.inside:
             self.clock.sleep(LEAVE_PAUSE_S)
         if self.lock is not None:
+            born = self.private or births.wait(BIRTH_LIMIT_MS)
             self.lock.take_within(LockFile.DOOR, DOOR_LIMIT_MS)
-            if not self.others():
+            if born and not self.others():
                 self._close_last()
             self.arena.vacate()
         self._abandon()
@@ -521,8 +523,8 @@ class Attachment:
         self.background.after_fork()
         if self.private:
             fork.renew(self.engine)
-            self.lock = self.log = self.device = self.live_map = None  # the parent's
-            self._files = []
+            self._abandon()  # closes the child's descriptors of the parent's files
+            self.log = self.device = self.live_map = None
             self.arena.occupy(0, self.pid, self.clock.now_ms())
         else:
             self._join_again()
@@ -609,13 +611,17 @@ def _close_at_exit() -> None:
 
 def _before_fork() -> None:
     _guard.acquire()
-    for attachment in _all_attachments:
-        if attachment.private and not attachment.closed:
+    opened = [attachment for attachment in _all_attachments if not attachment.closed]
+    if not all(attachment.private for attachment in opened):
+        births.expect()
+    for attachment in opened:
+        if attachment.private:
             fork.hold(attachment.engine)
 
 
 def _after_fork_in_parent() -> None:
     fork.release()
+    births.in_parent()
     _guard.release()
 
 
@@ -625,6 +631,7 @@ def _after_fork_in_child() -> None:
     for attachment in list(_all_attachments):
         if not attachment.closed:
             attachment.after_fork_in_child()
+    births.joined()
 
 
 atexit.register(_close_at_exit)

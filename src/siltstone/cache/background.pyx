@@ -5,6 +5,7 @@ process does for all. Nothing waits for it: whoever finds no memory, buffer or s
 of the work itself, so a cache without any background thread is only slower.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from siltstone.cache.compaction cimport (
     COMPACT_FREED, COMPACT_NOTHING, COMPACT_WORKED, compact_slice, forget_oldest, segments_ahead,
@@ -141,8 +142,9 @@ cdef class Background:
             self._thread = None
 
     def after_fork(self) -> None:
-        """In the child: the thread did not come along."""
+        """In the child: the thread did not come along, and may have been in the middle."""
         self.leads = False
+        memset(&self.demotion, 0, sizeof(self.demotion))
         self._thread = None
 
     def _run(self):

@@ -2,7 +2,7 @@
 
 Reading (fast, no lock):
 
-    cursor.tries = 0
+    cursor.tries, cursor.no_bump, cursor.no_wait = 0, False, False
     while True:
         status = cache_find(cache, key, key_size, hash, &cursor)
         if status != CACHE_FOUND: break            # MISS, FLASH, BUSY
@@ -87,6 +87,7 @@ cdef struct read_t:
     const char *value       # after cache_fetch: inside the record
     uint32_t tries          # 0 before the first cache_find of a key
     bint no_bump            # the hit leaves no trace (meta u)
+    bint no_wait            # CACHE_WOULD_BLOCK instead of waiting for a lock: for who has the GIL
     # the engine's own
     void *cache
     void *shard
@@ -198,6 +199,9 @@ cdef void cache_copy(read_t *cursor, char *destination) noexcept nogil
 cdef bint cache_found(cache_t *cache, read_t *cursor) noexcept nogil
 cdef int cache_fetch(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
                      read_t *cursor, record_t *record, uint32_t flags) noexcept nogil
+# The whole of a read, waiting for what has to be waited for: FOUND: cursor.value, inside `record`.
+cdef int cache_read(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
+                    read_t *cursor, record_t *record) noexcept nogil
 cdef int cache_read_record(cache_t *cache, uint64_t position, record_t *record,
                            uint32_t flags) noexcept nogil
 cdef int cache_execute(cache_t *cache, request_t *request, record_t *record,

@@ -140,8 +140,9 @@ cdef int cache_find(cache_t *cache, const char *key, uint32_t key_size, uint64_t
     cursor.locked = False
     while True:
         if cursor.tries >= READ_TRIES:
-            if not shard_enter(cache, shard):
-                return CACHE_BUSY
+            status = _enter(cache, shard, cursor.no_wait)
+            if status != CACHE_OK:
+                return status
             cursor.locked = True
         else:
             cursor.sequence = load64(&shard.lock.sequence)
@@ -163,9 +164,15 @@ cdef int cache_find(cache_t *cache, const char *key, uint32_t key_size, uint64_t
                 continue
         return _found_or_left(cache, shard, hash, cursor, status, key, key_size)
 
+cdef inline int _enter(cache_t *cache, shard_t *shard, bint no_wait) noexcept nogil:
+    if no_wait:
+        return CACHE_OK if shard_try_enter(cache, shard) else CACHE_WOULD_BLOCK
+    return CACHE_OK if shard_enter(cache, shard) else CACHE_BUSY
+
 cdef int _found_or_left(cache_t *cache, shard_t *shard, uint64_t hash, read_t *cursor, int status,
                         const char *key, uint32_t key_size) noexcept nogil:
     # Only FOUND keeps the lock (until cache_found); all else lets go of it.
+    cdef int removed
     if status == CACHE_FOUND:
         return status
     if cursor.locked:
@@ -175,8 +182,9 @@ cdef int _found_or_left(cache_t *cache, shard_t *shard, uint64_t hash, read_t *c
         shard_leave(shard)
         cursor.locked = False
     if status == LOOK_REMOVE:
-        if not _remove_exact(cache, shard, hash, cursor.slot_word, now_ms(cache)):
-            return CACHE_BUSY
+        removed = _remove_exact(cache, shard, hash, cursor, now_ms(cache))
+        if removed != CACHE_OK:
+            return removed
         if slot_kind(cursor.slot_word) == SLOT_RAM and cursor.slot_word & SLOT_TAGGED and (
                 not slot_expired(cache, cursor.slot_word_high, now_ms(cache))):
             count(cache, COUNT_GET_FLUSHED, 1)
@@ -192,20 +200,22 @@ cdef int _found_or_left(cache_t *cache, shard_t *shard, uint64_t hash, read_t *c
         count(cache, COUNT_GET_MISSES, 1)
     return status
 
-cdef bint _remove_exact(cache_t *cache, shard_t *shard, uint64_t hash,
-                        uint64_t word, int64_t now) noexcept nogil:
+cdef int _remove_exact(cache_t *cache, shard_t *shard, uint64_t hash, read_t *cursor,
+                       int64_t now) noexcept nogil:
     # The slot goes if it still says the very same place. A miss must stay a miss. A place in RAM
     # may hold a younger item by now, so that one must have expired (or been evicted) too.
+    cdef uint64_t word = cursor.slot_word
     cdef slot_t *slot
-    if not shard_enter(cache, shard):
-        return False
+    cdef int status = _enter(cache, shard, cursor.no_wait)
+    if status != CACHE_OK:
+        return status
     slot = index_probe(cache, shard, hash)
     if slot != NULL and slot_kind(slot.low) == slot_kind(word) and (
             slot_location(slot.low) == slot_location(word)) and (
             slot_kind(word) == SLOT_FLASH or _expired(cache, slot, now)):
         unlink(cache, shard, hash, slot)
     shard_leave(shard)
-    return True
+    return CACHE_OK
 
 cdef inline bint _expired(cache_t *cache, slot_t *slot, int64_t now) noexcept nogil:
     # Of an item in RAM, under the lock.
@@ -280,12 +290,22 @@ cdef int cache_fetch(cache_t *cache, const char *key, uint32_t key_size, uint64_
             return _fetched(cache, key, key_size, hash, cursor, record)
         # Its segment is gone or the bytes are damaged. If the slot still says so, it goes; if it
         # says another place by now (compaction, a new value), that is where to look.
-        if not _remove_exact(cache, <shard_t *>cursor.shard, hash, cursor.slot_word, 0):
-            return CACHE_BUSY
+        status = _remove_exact(cache, <shard_t *>cursor.shard, hash, cursor, 0)
+        if status != CACHE_OK:
+            return status
         status = _find_again(cache, key, key_size, hash, cursor, record)
         if status != CACHE_FLASH:
             return status
     return CACHE_BUSY
+
+cdef int cache_read(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
+                    read_t *cursor, record_t *record) noexcept nogil:
+    cdef int status
+    cursor.no_wait = False
+    status = _find_again(cache, key, key_size, hash, cursor, record)
+    if status == CACHE_FLASH:
+        status = cache_fetch(cache, key, key_size, hash, cursor, record, 0)
+    return status
 
 cdef int _find_again(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
                      read_t *cursor, record_t *record) noexcept nogil:
@@ -308,12 +328,14 @@ cdef int _find_again(cache_t *cache, const char *key, uint32_t key_size, uint64_
 cdef int _fetched(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash,
                   read_t *cursor, record_t *record) noexcept nogil:
     cdef flash_item_t *head = record_item(record)
+    cdef int status
     if flash_key_size(head) != key_size or memcmp(record_key(record), key, key_size) != 0:
         count(cache, COUNT_GET_MISSES, 1)
         return CACHE_MISS               # another key with the same 48 bits: absence is proved
     if head.flags & ITEM_TAG and not tag_fresh(cache.arena, record_tag(record)):
-        if not _remove_exact(cache, <shard_t *>cursor.shard, hash, cursor.slot_word, 0):
-            return CACHE_BUSY
+        status = _remove_exact(cache, <shard_t *>cursor.shard, hash, cursor, 0)
+        if status != CACHE_OK:
+            return status
         count(cache, COUNT_GET_FLUSHED, 1)
         count(cache, COUNT_GET_MISSES, 1)
         return CACHE_MISS

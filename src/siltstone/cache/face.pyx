@@ -133,6 +133,7 @@ cdef class Face:
         cdef object value
         cursor.tries = 0
         cursor.no_bump = False
+        cursor.no_wait = True
         while True:
             status = cache_find(cache, key.data, <uint32_t>key.size, hash, &cursor)
             if status != CACHE_FOUND:
@@ -145,8 +146,8 @@ cdef class Face:
             if cache_found(cache, &cursor):
                 meta[0] = cursor.meta
                 return value
-        if status == CACHE_FLASH:
-            return self._fetch_flash(cache, key, hash, &cursor, meta)
+        if status == CACHE_FLASH or status == CACHE_WOULD_BLOCK:
+            return self._fetch_slowly(cache, key, hash, &cursor, meta, status == CACHE_FLASH)
         if status != CACHE_MISS:
             raise_for(status)
         return None
@@ -164,19 +165,21 @@ cdef class Face:
         finally:
             free(copy)
 
-    cdef object _fetch_flash(self, cache_t *cache, key_t *key, uint64_t hash, read_t *cursor,
-                             meta_t *meta):
+    cdef object _fetch_slowly(self, cache_t *cache, key_t *key, uint64_t hash, read_t *cursor,
+                              meta_t *meta, bint on_flash):
+        # Who waits (for the device, for a shard that another thread or process is in) does so
+        # without the GIL: the others go on, and a fork that holds all shards gets it.
         cdef record_t *record = self._record_take()
-        cdef int status
+        cdef int status = CACHE_WOULD_BLOCK
         cdef object value = None
         self.engine.inside += 1
         try:
-            status = cache_fetch(cache, key.data, <uint32_t>key.size, hash, cursor, record,
-                                 LOG_NOWAIT)
+            if on_flash:
+                status = cache_fetch(cache, key.data, <uint32_t>key.size, hash, cursor, record,
+                                     LOG_NOWAIT)
             if status == CACHE_WOULD_BLOCK:
                 with nogil:
-                    status = cache_fetch(cache, key.data, <uint32_t>key.size, hash, cursor,
-                                         record, 0)
+                    status = cache_read(cache, key.data, <uint32_t>key.size, hash, cursor, record)
             if status == CACHE_FOUND:
                 meta[0] = cursor.meta
                 value = PyBytes_FromStringAndSize(cursor.value, <Py_ssize_t>cursor.value_size)
@@ -242,11 +245,13 @@ cdef class Face:
         cdef uint64_t hash = cache_hash(cache, where.data, <uint32_t>where.size)
         cursor.tries = 0
         cursor.no_bump = True
+        cursor.no_wait = True
         while True:
             status = cache_find(cache, where.data, <uint32_t>where.size, hash, &cursor)
-            if status == CACHE_FLASH:
+            if status == CACHE_FLASH or status == CACHE_WOULD_BLOCK:
                 # the slot alone proves nothing: the key is compared in the record
-                return self._fetch_flash(cache, &where, hash, &cursor, &meta) is not None
+                return self._fetch_slowly(
+                    cache, &where, hash, &cursor, &meta, status == CACHE_FLASH) is not None
             if status == CACHE_MISS:
                 return False
             if status != CACHE_FOUND:

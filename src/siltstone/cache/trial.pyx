@@ -112,6 +112,7 @@ cdef int _read(cache_t *cache, const char *key, uint32_t key_size, uint64_t hash
     # A copy of the value in memory of its own.
     cdef int status
     cursor.tries = 0
+    cursor.no_wait = False
     while True:
         status = cache_find(cache, key, key_size, hash, cursor)
         if status != CACHE_FOUND:

@@ -356,13 +356,14 @@ cdef class Arena:
     def occupy(self, uint32_t slot, uint32_t pid, int64_t started_ms, int memfd=-1) -> None:
         """This process counts and writes under `slot` from here on.
 
-        The slot's counters stay: they are summed over the arena's life.
+        The slot's counters stay: they are summed over the arena's life. No two holders of a slot
+        have the same start, not within a millisecond either: leases tell them apart by it.
         """
         if slot >= PROCESS_SLOTS:
             raise errors.ConfigError(f"a cache has {PROCESS_SLOTS} process slots")
         cdef process_t *process = <process_t *>section(&self.arena, SECTION_PROCESSES) + slot
         process.pid = pid
-        process.started_ms = started_ms
+        process.started_ms = max(started_ms, <int64_t>process.started_ms + 1)
         process.memfd = memfd + 1
         process.state = 1
         self.arena.process = process

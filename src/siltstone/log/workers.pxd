@@ -90,6 +90,7 @@ cdef class DeviceHandle:
     cdef device_t device
     cdef readonly object owner      # keeps memory, object or descriptors alive
     cdef readonly tuple names       # of the files, for messages
+    cdef object __weakref__
 
 cdef struct job_t
 

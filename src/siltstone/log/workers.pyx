@@ -463,11 +463,15 @@ cdef class DeviceHandle:
     """
 
     def __cinit__(self):
-        memset(&self.device, 0, sizeof(device_t))
         pthread_mutex_init(&self.device.sync_lock, NULL)
+        _every_child_renews.add(self)
 
     def __dealloc__(self):
         pthread_mutex_destroy(&self.device.sync_lock)
+
+    def _after_fork(self):
+        """The thread that was at a sync did not come along."""
+        pthread_mutex_init(&self.device.sync_lock, NULL)
 
     @staticmethod
     def of_files(descriptors, counts, segment_bytes, first_data_offset, *, direct=False,
@@ -663,7 +667,7 @@ cdef class Completions:
         self.list.fd = c_eventfd()
         if self.list.fd < 0:
             raise OSError(errno, "no eventfd could be had")
-        _every_completions.add(self)
+        _every_child_renews.add(self)
 
     def __dealloc__(self):
         if self.list.fd >= 0:
@@ -803,7 +807,7 @@ cdef class WorkerPool:
         self.pool.owner = <void *>self
         self.name = name
         self._threads = []
-        _every_pool.add(self)
+        _every_child_renews.add(self)
 
     def __dealloc__(self):
         # Threads hold a reference, so none is alive here.
@@ -883,17 +887,14 @@ cdef class WorkerPool:
 
 
 _start_lock = threading.Lock()
-_every_pool = weakref.WeakSet()
-_every_completions = weakref.WeakSet()
+_every_child_renews = weakref.WeakSet()
 
 
 def _after_fork_in_child():
     global _start_lock
     _start_lock = threading.Lock()
-    for pool in list(_every_pool):
-        (<WorkerPool?>pool)._after_fork()
-    for completions in list(_every_completions):
-        (<Completions?>completions)._after_fork()
+    for what in list(_every_child_renews):
+        what._after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

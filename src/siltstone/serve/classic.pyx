@@ -143,6 +143,7 @@ cdef int get_key(session_t *s, const char *key, uint32_t size, uint64_t hash) no
     cdef parked_t *parked
     s.count_get += 1
     cursor.tries = 0
+    cursor.no_wait = False
     cursor.no_bump = False
     while True:
         status = cache_find(s.cache, key, size, hash, &cursor)

@@ -350,6 +350,7 @@ cdef int read_meta(session_t *s, flags_t *f, const char *line) noexcept nogil:
     cdef int status
     cdef bint with_value
     cursor.tries = 0
+    cursor.no_wait = False
     cursor.no_bump = has(f, b'u')
     cursor.meta.stale = cursor.meta.lost = False
     while True:
