@@ -469,7 +469,7 @@ cdef int _apply_append(cache_t *cache, shard_t *shard, request_t *request, view_
         content.before = request.value
         content.before_size = request.value_size
     return _store(cache, shard, request, view, &content, view.client_flags, view.expire_ms,
-                  view.tag, view.flags, _kept_bits(view), force, now, reply)
+                  view.tag, view.flags, 0, force, now, reply)
 
 cdef inline uint64_t _kept_bits(view_t *view) noexcept nogil:
     return (SLOT_FETCHED if view.fetched else 0)

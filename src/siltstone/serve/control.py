@@ -279,7 +279,7 @@ class Control:
 
     def _cache_memlimit(self, words: list[bytes], first: bool) -> Answer:
         limit = _unsigned(words[1]) if 2 <= len(words) <= 3 else None
-        if limit is None or limit >= 1 << 32:
+        if limit is None:
             return ERROR
         if limit < 8:
             return b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m\r\n"
@@ -397,6 +397,8 @@ class Control:
             case [b"automove", b"window", value]:
                 return ERROR if _unsigned(value) is None else OK
             case [b"automove", value]:
+                if _unsigned(value) is None:
+                    return BAD_FORMAT
                 return OK if value in (b"0", b"1", b"2") else ERROR
         return ERROR
 

@@ -415,6 +415,18 @@ cdef void put_parked_meta(session_t *s, parked_t *parked, output_t *out) noexcep
         put_echo(out, &f, b"EN")
 
 
+cdef int64_t created_ttl(const flags_t *f) noexcept nogil:
+    """Of what N makes: T counts after a creation as after a hit, so the later of the two."""
+    cdef uint32_t i
+    cdef int64_t ttl = f.vivify_ttl
+    for i in range(f.count):
+        if f.flags[i].data[0] == b'T':
+            ttl = f.ttl
+        elif f.flags[i].data[0] == b'N':
+            ttl = f.vivify_ttl
+    return ttl
+
+
 cdef int change_meta(session_t *s, flags_t *f) noexcept nogil:
     """An mg that touches, creates, may win, or sets the CAS number."""
     cdef int status
@@ -429,9 +441,8 @@ cdef int change_meta(session_t *s, flags_t *f) noexcept nogil:
         s.request.options |= OPT_TOUCH
         s.request.expire_ms = expire_at(s, f.ttl)
     if has(f, b'N'):
-        # T after a creation counts as after a hit
         s.request.options |= OPT_VIVIFY
-        s.request.vivify_expire_ms = expire_at(s, f.ttl if has(f, b'T') else f.vivify_ttl)
+        s.request.vivify_expire_ms = expire_at(s, created_ttl(f))
     if has(f, b'E'):
         s.request.options |= OPT_CAS_NEW
         s.request.cas_new = f.cas_new
@@ -520,7 +531,8 @@ cdef int store_meta(session_t *s, flags_t *f) noexcept nogil:
             put_stored(s, f, b"HD", s.reply.meta.cas, s.reply.meta.value_size)
     elif status == CACHE_EXISTS:
         put_stored(s, f, b"EX", 0, s.request.value_size)
-    elif (status == CACHE_MISS or status == CACHE_IO) and s.request.options & OPT_CAS:
+    elif (status == CACHE_MISS or status == CACHE_IO) and s.request.options & OPT_CAS and (
+            s.request.op != OP_APPEND and s.request.op != OP_PREPEND):
         put_stored(s, f, b"NF", 0, s.request.value_size)
     elif status == CACHE_MISS or status == CACHE_IO or status == CACHE_NOT_STORED or (
             status == CACHE_TOO_LARGE and (s.request.op == OP_APPEND
@@ -629,7 +641,7 @@ cdef int run_meta_arithmetic(session_t *s, token_t *tokens, uint32_t count) noex
     if has(&f, b'T'):
         s.request.options |= OPT_TOUCH
         s.request.expire_ms = expire_at(s, f.ttl)
-    if has(&f, b'C'):
+    if has(&f, b'C') and f.cas:         # 0 compares with nothing
         s.request.options |= OPT_CAS
         s.request.cas = f.cas
     if has(&f, b'E'):
