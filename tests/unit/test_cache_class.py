@@ -15,6 +15,7 @@ import pytest
 
 import siltstone
 from siltstone import errors
+from siltstone.cache.sweep import drain
 
 SMALL: dict[str, Any] = {"ram": "4MiB", "flash": "8MiB", "segment_size": "256KiB"}
 
@@ -259,6 +260,18 @@ def test_expire_removes_at_once(tmp_path: Path, flash: str) -> None:
         assert cache.expire() == 50
         assert len(cache) == 1
         assert cache.expire() == 0
+
+
+@pytest.mark.parametrize(("least", "there"), [("2s", True), ("60s", False)])
+def test_what_expires_soon_never_goes_to_flash(tmp_path: Path, least: str, there: bool) -> None:
+    with siltstone.Cache(tmp_path, **SMALL, low_ttl_min=least, workers=0) as cache:
+        cache.set("soon", 1, ttl=30)
+        cache.set("later", 1, ttl=90)
+        drain(cache.engine)
+        assert ("soon" in cache) is there
+        found = cache._get_meta("later")
+        assert found is not None
+        assert found[4], "not on flash"
 
 
 # Numbers and bytes ---------------------------------------------------------------------------

@@ -434,6 +434,7 @@ class Attachment:
             item_size_min=settings.item_size_min,
             item_age_s=-1 if settings.item_age is None else int(settings.item_age),
             low_ttl_s=int(settings.low_ttl),
+            low_ttl_min_ms=int(settings.low_ttl_min * 1000),
             recache_rate=settings.recache_rate,
             drop_unread=settings.drop_unread,
             evict=settings.evict,

@@ -527,6 +527,7 @@ cdef class CacheEngine:
         cache.item_size_max = 1 << 20
         cache.item_bytes_ram_max = arena.arena.header.limit_bytes // 8
         cache.item_age_s = -1
+        cache.low_ttl_min_ms = 2000
         cache.recache_rate = 2000
         if fresh:
             for number in range(shards):
@@ -567,7 +568,8 @@ cdef class CacheEngine:
                   low_ttl_s: int | None = None, recache_rate: int | None = None,
                   evict: bool | None = None, cas: bool | None = None,
                   drop_unread: bool | None = None,
-                  item_size_min: int | None = None) -> None:
+                  item_size_min: int | None = None,
+                  low_ttl_min_ms: int | None = None) -> None:
         """Change what may change while running; None leaves a setting as it is."""
         if item_size_max is not None:
             self.cache.item_size_max = item_size_max
@@ -575,6 +577,8 @@ cdef class CacheEngine:
             self.cache.item_age_s = item_age_s
         if low_ttl_s is not None:
             self.cache.low_ttl_s = low_ttl_s
+        if low_ttl_min_ms is not None:
+            self.cache.low_ttl_min_ms = low_ttl_min_ms
         if recache_rate is not None:
             self.cache.recache_rate = recache_rate
         if evict is not None:

@@ -43,7 +43,6 @@ cdef enum:
     MODE_EVICT = 0
     MODE_COMPACT = 1
     GHOST_SHARE = 4             # ghosts remembered: items in RAM / this
-    LOW_TTL_MIN_MS = 2000       # what expires sooner never goes to flash
     HELD_ROUND = 8              # shards in a row that others are in, then a pause
     HELD_PAUSE_US = 100
     HELD_MAX = 80_000           # 1 s
@@ -295,7 +294,7 @@ cdef bint _wanted_on_flash(cache_t *cache, item_t *item, uint64_t low, int64_t n
     if cache.log == NULL:
         return False
     if item.flags & ITEM_EXPIRY and item_expiry(item)[0] and (
-            item_expiry(item)[0] - now < LOW_TTL_MIN_MS):
+            item_expiry(item)[0] - now < cache.low_ttl_min_ms):
         return False
     return True
 

@@ -110,6 +110,7 @@ cdef struct cache_t:
     uint64_t item_size_min      # smaller items never go to flash
     int64_t item_age_s          # demote idle items of this age even without pressure; -1 never
     int64_t low_ttl_s           # items with less left go to the low-TTL stream; 0 off
+    int64_t low_ttl_min_ms      # items with less left never go to flash
     uint64_t recache_rate       # one in so many hot flash hits is taken back into RAM; 0 never
     uint64_t recache_counter
     bint evict_forbidden        # memcached -M: an error instead of eviction

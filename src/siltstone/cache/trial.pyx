@@ -10,6 +10,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from siltstone.cache.engine cimport *
+from siltstone.cache.shard cimport shard_enter, shard_leave
 from siltstone.log.arena cimport frame_address
 from siltstone.log.atomics cimport load64, store64
 
@@ -141,6 +142,21 @@ def spoil(CacheEngine engine not None, uint32_t place, uint64_t word) -> None:
     number = place % (words * frames)
     (<uint64_t *>frame_address(engine.cache.arena, <uint32_t>(number // words)))[
         number % words] = word
+
+
+def enter_shards(CacheEngine engine not None) -> None:
+    """Go into every shard, as a thread in the middle of a change; `leave_shards` or die there."""
+    cdef uint32_t number
+    for number in range(engine.cache.shard_count):
+        if not shard_enter(engine.cache, &engine.cache.shards[number]):
+            raise errors.Busy(f"shard {number} is held")
+
+
+def leave_shards(CacheEngine engine not None) -> None:
+    """After `enter_shards`, by the same thread."""
+    cdef uint32_t number
+    for number in range(engine.cache.shard_count):
+        shard_leave(&engine.cache.shards[number])
 
 
 # Threads that never stop --------------------------------------------------------------------
