@@ -251,9 +251,12 @@ class Rig:
                 os._exit(code)
         self.running[place] = pid
 
-    def wait_for_progress(self, place: int, rounds: int = 1) -> None:
+    def wait_for_progress(self, place: int, rounds: int = 1, or_busy: bool = False) -> None:
         first, limit = self.board.progress[place], time.monotonic() + HANG_S
+        busy = self.board.busy[place]
         while self.board.progress[place] - first < rounds:
+            if or_busy and self.board.busy[place] != busy:
+                return
             self.check_alive(place)
             assert time.monotonic() < limit, f"worker {place} hangs"
             time.sleep(0.0005)
@@ -308,7 +311,7 @@ class Rig:
             with self.stopped(place):
                 for other in self.running:
                     if other != place:
-                        self.wait_for_progress(other)
+                        self.wait_for_progress(other, or_busy=True)
                 if self.rng.random() < 0.2:
                     self.kill(place)
             if place not in self.running:

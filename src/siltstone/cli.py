@@ -76,7 +76,8 @@ def run(arguments: Sequence[str]) -> int:
         # the usage errors of typer's command parser, wherever a version keeps their classes
         if not hasattr(error, "format_message"):
             raise
-        return _fail(f"{error.format_message()} (siltstone --help)", USAGE)
+        message = error.format_message()  # empty: the help was printed instead
+        return _fail(f"{message} (siltstone --help)", USAGE) if message else USAGE
 
 
 def _fail(message: str, code: int) -> int:

@@ -28,7 +28,7 @@ from siltstone.serve.settings import Settings
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
-STOPS = int(os.environ.get("SILTSTONE_STOPS", "40"))
+STOPS = int(os.environ.get("SILTSTONE_STOPS", "25"))
 LIMIT_MS = 1000  # of a lock
 SHORT_MS = 250  # of each operation after one that waited in vain; the machine may be busy
 
@@ -37,8 +37,8 @@ def test_stopped_at_any_instruction(tmp_path: Path, rng: random.Random) -> None:
     rig = Rig(tmp_path / "cache", rng)
     rig.stop_often(STOPS)
     rig.settle()
-    # an operation waits once for a lock, then little: other locks and a busy machine add to it
-    assert max(rig.board.slowest_ms) < 4 * LIMIT_MS
+    # an operation waits once for a lock and once for room; a busy machine adds to it
+    assert max(rig.board.slowest_ms) < 6 * LIMIT_MS
 
 
 @pytest.fixture
@@ -138,7 +138,9 @@ def test_a_client_is_told_that_it_is_busy(cache: siltstone.Cache) -> None:
                  b"set there 0 0 1\r\n2", b"ms there 1\r\n2", b"append text 0 0 1\r\nd"):  # fmt: skip
         assert session.feed(line + b"\r\n") == busy, line
     holder.go_on()
-    assert session.feed(b"get there text\r\n").endswith(b"\r\n1\r\nVALUE text 0 3\r\nabc\r\nEND\r\n")
+    assert session.feed(b"get there text\r\n").endswith(
+        b"\r\n1\r\nVALUE text 0 3\r\nabc\r\nEND\r\n"
+    )
 
 
 def test_the_stopped_process_is_killed(cache: siltstone.Cache) -> None:

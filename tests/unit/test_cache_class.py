@@ -274,6 +274,47 @@ def test_what_expires_soon_never_goes_to_flash(tmp_path: Path, least: str, there
         assert found[4], "not on flash"
 
 
+def test_for_ever(cache: siltstone.Cache) -> None:
+    cache.set("k", 1, ttl=float("inf"))
+    assert cache["k"] == 1
+    assert cache.ttl("k") is None
+
+
+def test_what_was_cleared_does_not_count(cache: siltstone.Cache) -> None:
+    cache.update({number: number for number in range(300)})
+    cache.clear()
+    assert len(cache) == 0
+    assert cache.stats()["curr_items"] == 0
+
+
+@pytest.mark.parametrize("tag", [5, b"t", "\ud800"])
+def test_a_tag_is_text(cache: siltstone.Cache, tag: Any) -> None:
+    with pytest.raises(errors.InvalidKey, match="a tag"):
+        cache.set("k", 1, tag=tag)
+    with pytest.raises(errors.InvalidKey, match="a tag"):
+        cache.evict(tag)
+
+
+@pytest.mark.parametrize("data", ["text", 5, None, [1]])
+def test_only_bytes_are_joined_on(cache: siltstone.Cache, data: Any) -> None:
+    cache["k"] = b"ab"
+    for join in (cache.append, cache.prepend):
+        with pytest.raises(errors.InvalidValue, match="only bytes"):
+            join("k", data)
+    assert cache["k"] == b"ab"
+
+
+@pytest.mark.parametrize("delta", [1.5, "1", None])
+def test_counting_is_in_whole_numbers(cache: siltstone.Cache, delta: Any) -> None:
+    cache["k"] = 1
+    with pytest.raises(errors.NotANumber, match="not a whole number"):
+        cache.incr("k", delta)
+    with pytest.raises(errors.NotANumber, match="not a whole number"):
+        cache.incr("missing", default=2.5)  # type: ignore[arg-type]
+    assert cache["k"] == 1
+    assert cache.incr("k", True) == 2
+
+
 # Numbers and bytes ---------------------------------------------------------------------------
 
 

@@ -186,6 +186,24 @@ def test_bench_measures_in_memory(shell: Shell) -> None:
     assert "500 items of 1,024 bytes" in shell("bench", "--items", "500", "--size", "1k").out
 
 
+def test_no_command_shows_the_help(shell: Shell) -> None:
+    ran = shell()
+    assert ran.code == 2
+    assert "check-config" in ran.out
+    assert ran.err == ""
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_a_missing_flash_file_is_no_empty_one(shell: Shell, tmp_path: Path, command: str) -> None:
+    with siltstone.Cache(tmp_path, ram="4MiB", flash="8MiB") as cache:
+        cache["k"] = 1
+    (tmp_path / "flash").unlink()
+    ran = shell(command, tmp_path)
+    assert ran.code == 1
+    assert "flash is missing" in ran.err
+    assert not (tmp_path / "flash").exists()
+
+
 def test_memcacheds_flags_are_memcacheds(shell: Shell) -> None:
     assert shell("memcached", "-V").out.startswith("memcached 1.6")
     helped = shell("memcached", "-h")

@@ -30,7 +30,7 @@ from siltstone.cache.background import Background
 from siltstone.cache.engine import CacheEngine, cache_section_bytes, geometry
 from siltstone.cache.orphans import DOOR_TEXT_BYTES, read_door
 from siltstone.cache.report import Report
-from siltstone.cache.sweep import drain, verify_items
+from siltstone.cache.sweep import drain, sweep, verify_items
 from siltstone.clock import Clock
 from siltstone.config import CacheSettings, format_size
 from siltstone.log.arena import Arena
@@ -585,8 +585,9 @@ class Attachment:
             self.device.sync()
 
     def clear(self) -> None:
-        """Everything stored so far is gone."""
+        """Everything stored so far is gone, and counted as gone."""
         self.clear_at(1)  # a time that is past: now, whatever the clock's grain
+        sweep(self.engine)
 
     def clear_at(self, due_ms: int) -> None:
         self.engine.flush_at(due_ms)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -159,13 +161,15 @@ class Cache(Face):
         seconds = parse_duration(ttl) if not isinstance(ttl, (int, float)) else float(ttl)
         if seconds != seconds:
             raise errors.ConfigError("a ttl is a number of seconds, not nan")
+        if seconds == math.inf:
+            return 0
         if seconds <= 0:
             return -1
         return self._clock.now_ms() + min(int(seconds * 1000) or 1, 1 << 52)
 
     def _tag(self, tag: str | None) -> int:
         self._check_open()
-        return 0 if tag is None else self.engine.tag_of(tag.encode())
+        return 0 if tag is None else self.engine.tag_of(_tag_bytes(tag))
 
     def set_many(self, mapping: Mapping[Key, Any], ttl: TTL = None, tag: str | None = None) -> int:
         """Store every pair; how many were stored."""
@@ -233,7 +237,7 @@ class Cache(Face):
     def incr(self, key: Key, delta: int = 1, default: int | None = None) -> int:
         """Add `delta` and give back the sum, atomically. A missing key counts as `default`;
         without one it is a KeyError. The time to live stays."""
-        if 0 <= delta < _U64:
+        if type(delta) is int and 0 <= delta < _U64:
             status, number, _, _, _ = self._change(
                 Change.INCR, key, delta=delta, options=Change.NO_WRAP
             )
@@ -247,6 +251,8 @@ class Cache(Face):
 
     def _add_slowly(self, key: Key, delta: int, default: int | None) -> int:
         # Negative and large numbers: compare and set until it holds.
+        delta = _whole(delta, "delta")
+        default = None if default is None else _whole(default, "default")
         for _ in range(_TOKEN_TRIES):
             found = self._get_meta(key)
             if found is None:
@@ -269,11 +275,11 @@ class Cache(Face):
 
     def append(self, key: Key, data: bytes) -> bool:
         """Bytes behind a value that is bytes. False when nothing is there."""
-        return self._change(Change.APPEND, key, bytes(data))[0] == Change.OK
+        return self._change(Change.APPEND, key, _plain(data))[0] == Change.OK
 
     def prepend(self, key: Key, data: bytes) -> bool:
         """Bytes before a value that is bytes. False when nothing is there."""
-        return self._change(Change.PREPEND, key, bytes(data))[0] == Change.OK
+        return self._change(Change.PREPEND, key, _plain(data))[0] == Change.OK
 
     # Computing once -------------------------------------------------------------------------
 
@@ -322,7 +328,7 @@ class Cache(Face):
         """Make every item stored with `tag` vanish; how many were stored under it (items on flash
         that went meanwhile count too)."""
         self._check_open()
-        return self.engine.evict_tag(tag.encode())
+        return self.engine.evict_tag(_tag_bytes(tag))
 
     def expire(self) -> int:
         """Remove what has expired now instead of when it is met; how many."""
@@ -438,6 +444,29 @@ class Cache(Face):
 
 
 MutableMapping.register(Cache)
+
+
+def _tag_bytes(tag: str) -> bytes:
+    if not isinstance(tag, str):
+        raise errors.InvalidKey(f"a tag is a str, not {type(tag).__name__}")
+    try:
+        return tag.encode()
+    except UnicodeEncodeError as error:
+        raise errors.InvalidKey(f"a tag must be encodable as UTF-8: {error}") from None
+
+
+def _whole(number: int, what: str) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise errors.NotANumber(f"{what} {number!r} is not a whole number") from None
+
+
+def _plain(data: bytes) -> bytes:
+    # bytes(5) would be five zeros
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise errors.InvalidValue(f"only bytes can be joined on, not {type(data).__name__}")
+    return bytes(data)
 
 
 def _reopen(settings: CacheSettings) -> Cache:

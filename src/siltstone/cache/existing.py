@@ -39,7 +39,17 @@ def existing_options(path: Path) -> dict[str, Any]:
         del options["flash"]
     if door.get("private"):
         options["arena"] = "private"
+    for file in _flash_files(path, options):
+        # opening would make an empty one, and all that it held would be a miss
+        if not file.is_file():
+            raise WrongFormat(f"{path}: its flash file {file} is missing", path=str(file))
     return {"path": path, **options}
+
+
+def _flash_files(path: Path, options: dict[str, Any]) -> list[Path]:
+    if "files" in options:
+        return [Path(file) for file, _ in options["files"]]
+    return [path / "flash"] if options["flash"] else []
 
 
 def existing_settings(path: Path) -> CacheSettings:

@@ -397,7 +397,7 @@ class Control:
             case [b"automove", b"window", value]:
                 return ERROR if _unsigned(value) is None else OK
             case [b"automove", value]:
-                if _unsigned(value) is None:
+                if _unsigned(value) is None and value not in (b"ratio", b"freeratio", b"window"):
                     return BAD_FORMAT
                 return OK if value in (b"0", b"1", b"2") else ERROR
         return ERROR
