@@ -135,7 +135,8 @@ def test_a_client_is_told_that_it_is_busy(cache: siltstone.Cache) -> None:
     busy = b"SERVER_ERROR busy\r\n"
     for line in (b"get there", b"gets missing there", b"gat 9 there", b"mg there v", b"md there",
                  b"ma there", b"incr there 1", b"delete there", b"touch there 9",
-                 b"set there 0 0 1\r\n2", b"ms there 1\r\n2", b"append text 0 0 1\r\nd"):  # fmt: skip
+                 b"set there 0 0 1\r\n2", b"ms there 1\r\n2",
+                 b"append text 0 0 1\r\nd"):  # fmt: skip
         assert session.feed(line + b"\r\n") == busy, line
     holder.go_on()
     assert session.feed(b"get there text\r\n").endswith(
