@@ -60,13 +60,24 @@ def run_memcached(arguments: Sequence[str]) -> int:
     if options.daemon:
         _into_background()
     _log_to_stderr(options.verbosity)
-    if pidfile:
-        pidfile.write_text(f"{os.getpid()}\n")
+    if pidfile and not _note_pid(pidfile):
+        pidfile = None
     try:
         return _serve_memcached(cache_settings, settings)
     finally:
         if pidfile:
             pidfile.unlink(missing_ok=True)
+
+
+def _note_pid(pidfile: Path) -> bool:
+    """A pid file that cannot be written stops no server, as with memcached."""
+    try:
+        pidfile.write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        reason = f"Could not open the pid file {pidfile} for writing: {error.strerror}"
+        print(reason, file=sys.stderr)
+        return False
+    return True
 
 
 def _serve_memcached(cache_settings: CacheSettings, settings: Settings) -> int:

@@ -164,6 +164,13 @@ def _port(options: MemcachedOptions, text: str) -> None:
     options.port = port
 
 
+def _udp_port(options: MemcachedOptions, text: str) -> None:
+    port = leading_int(text)
+    if not 0 <= port <= 65535:
+        raise Refused(f"ERROR: Invalid port number {port}.", EXIT_USAGE)
+    options.udp_port = port
+
+
 def _unix_mask(options: MemcachedOptions, text: str) -> None:
     match = re.match(r"\s*[0-7]+", text)
     options.unix_mask = int(match[0], 8) if match else 0
@@ -210,7 +217,7 @@ def _napi(options: MemcachedOptions, text: str) -> None:
 
 
 def _extended(options: MemcachedOptions, text: str) -> None:
-    for part in text.split(","):
+    for part in text.split(",") if text else ():
         name, equals, value = part.partition("=")
         suboption = _SUBOPTIONS.get(name)
         if suboption is None:
@@ -225,7 +232,7 @@ _FLAGS: Final[dict[str, tuple[str, bool, Apply]]] = {
     "Z": ("enable-ssl", False, _unsupported("TLS (-Z)")),
     "p": ("port", True, _port),
     "s": ("unix-socket", True, _put_text("unix_socket")),
-    "U": ("udp-port", True, _put_number("udp_port")),
+    "U": ("udp-port", True, _udp_port),
     "m": ("memory-limit", True, _put_number("memory_mb")),
     "M": ("disable-evictions", False, _put("evictions", False)),
     "c": ("conn-limit", True,

@@ -184,3 +184,12 @@ def test_an_unknown_user(start: Start) -> None:
     assert server.wait(30) == 67
     assert server.stderr is not None
     assert server.stderr.read() == "can't find the user no-such-user to switch to\n"
+
+
+def test_a_pid_file_that_cannot_be_written_stops_nobody(start: Start, tmp_path: Path) -> None:
+    server = start("memcached", "-s", tmp_path / "s", "-m", "8", "-P", tmp_path / "no" / "pid")
+    with connect(str(tmp_path / "s"), server) as client:
+        client.set(b"k", b"v")
+    assert stop(server) == 0
+    assert server.stderr is not None
+    assert server.stderr.read().startswith("Could not open the pid file")

@@ -119,6 +119,7 @@ OURS = [
     ("-o slab_chunk_max=x", "could not parse argument to slab_chunk_max", 1),
     ("-o slab_sizes", "Missing slab_sizes argument", 1),
     ("-U 11311", "does not support UDP", 64),
+    ("-U 99999", "ERROR: Invalid port number 99999.", 64),
     ("-S", "does not support SASL", 1),
     ("-Z", "does not support TLS", 1),
     ("-Y /f", "does not support authentication", 1),
