@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from siltstone.metrics.numbers import number_text, sample_text, seconds_text
+from siltstone.metrics.numbers import number_text, sample_texts, seconds_text
 from siltstone.metrics.source import Times, Values
 
 if TYPE_CHECKING:
@@ -75,11 +75,13 @@ class Result:
         key = "value" if self.kind == "vector" else "values"
         rows = []
         for labels, values, present in zip(self.labels, self.values, self.present, strict=True):
+            at = np.flatnonzero(present)
+            texts = sample_texts(values[at])
             metric = ",".join(
                 f"{json_string(name)}:{json_string(labels[name])}" for name in sorted(labels)
             )
             samples = ",".join(
-                f'[{moments[at]},"{sample_text(values[at])}"]' for at in np.flatnonzero(present)
+                [f'[{moments[n]},"{text}"]' for n, text in zip(at.tolist(), texts, strict=True)]
             )
             listed = samples if self.kind == "vector" else f"[{samples}]"
             rows.append(f'{{"metric":{{{metric}}},"{key}":{listed}}}')

@@ -7,10 +7,7 @@ SORTERS: frozenset[str]
 class Batch:
     count: int
     def __init__(
-        self,
-        times: list[npt.NDArray[np.int64]],
-        values: list[npt.NDArray[np.float64]],
-        markers: bool,
+        self, times: list[npt.NDArray[np.int64]], values: list[npt.NDArray[np.float64]]
     ) -> None: ...
 
 def instant(

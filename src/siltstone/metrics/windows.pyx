@@ -1,9 +1,10 @@
 """Samples to values on a grid of steps: the instant selector and every function of a time window.
 
 One call takes a batch of series and does all of (series, step) without the GIL. A window is closed
-on both sides, as in Prometheus 2; windows move forward only, so their ends are found by galloping
-from the last ones. Sums follow Prometheus to the bit (Neumaier's compensation, the order of
-samples), because users compare. Staleness markers are removed before anything else looks.
+on both sides, as in Prometheus 2; windows move forward only, so their ends are looked for where
+the last step's distance puts them, then by galloping. Sums follow Prometheus to the bit (their
+compensation, the order of samples), because users compare. Staleness markers are removed before
+anything else looks.
 
 Functions that need only the ends of a window (rate, increase, delta) look at no sample between
 but the counter resets, which are found once a series.
@@ -15,9 +16,55 @@ from libc.string cimport memcpy
 
 import numpy as np
 
+cdef extern from *:
+    """
+    /* Loops over all samples, where vector instructions pay. */
+    #define SILT_VECTOR __attribute__((optimize("O3")))
+
+    typedef struct { int64_t nans, drops; } silt_scan_t;
+
+    static SILT_VECTOR silt_scan_t silt_scan(const double *v, Py_ssize_t n) {
+        int64_t nans = n > 0 && v[0] != v[0], drops = 0;
+        for (Py_ssize_t i = 1; i < n; i++) {
+            nans += v[i] != v[i];
+            drops += v[i] < v[i - 1];
+        }
+        silt_scan_t found = {nans, drops};
+        return found;
+    }
+
+    /* Four chains at once; there is no NaN. */
+    #define SILT_BEST(NAME, OP)                                                   \
+    static double NAME(const double *v, Py_ssize_t n) {                           \
+        double a = v[0], b = a, c = a, d = a;                                     \
+        Py_ssize_t i = 0;                                                         \
+        for (; i + 4 <= n; i += 4) {                                              \
+            a = v[i] OP a ? v[i] : a;                                             \
+            b = v[i + 1] OP b ? v[i + 1] : b;                                     \
+            c = v[i + 2] OP c ? v[i + 2] : c;                                     \
+            d = v[i + 3] OP d ? v[i + 3] : d;                                     \
+        }                                                                         \
+        for (; i < n; i++)                                                        \
+            a = v[i] OP a ? v[i] : a;                                             \
+        a = b OP a ? b : a;                                                       \
+        c = d OP c ? d : c;                                                       \
+        return c OP a ? c : a;                                                    \
+    }
+    SILT_BEST(silt_least, <)
+    SILT_BEST(silt_greatest, >)
+    """
+    ctypedef struct silt_scan_t:
+        int64_t nans   # values that are NaN
+        int64_t drops  # values below the one before
+    silt_scan_t silt_scan(const double *v, Py_ssize_t n) noexcept nogil
+    double silt_least(const double *v, Py_ssize_t n) noexcept nogil
+    double silt_greatest(const double *v, Py_ssize_t n) noexcept nogil
+
 cdef enum:
     STALE_HIGH = 0x7FF00000  # bits of the staleness marker: 0x7ff00000_00000002
     STALE_LOW = 2
+# Cancellation up to which a mean is taken as sum / count, see f_avg.
+cdef double CANCELLED_MAX = 1e3
 
 
 cdef struct Window:
@@ -32,6 +79,7 @@ cdef struct Window:
     Py_ssize_t resets_count
     Py_ssize_t offset    # position of the window's first sample in the series
     double *scratch      # as long as the series, where a function asked for it
+    bint has_nan         # somewhere in the series
     bint absent          # set by the function: no result here
 
 
@@ -51,12 +99,14 @@ cdef inline bint is_stale(double value) noexcept nogil:
 
 
 cdef inline Py_ssize_t advance(
-    const int64_t *times, Py_ssize_t start, Py_ssize_t count, int64_t bound
+    const int64_t *times, Py_ssize_t start, Py_ssize_t count, int64_t bound, Py_ssize_t guess
 ) noexcept nogil:
-    """The first position from `start` on whose time is at least `bound`."""
-    cdef Py_ssize_t low = start, high, middle, stride = 1
+    """The first position from `start` on whose time is at least `bound`; perhaps guess ahead."""
+    cdef Py_ssize_t low = start, high = start + guess, middle, stride = 1
     if start >= count or times[start] >= bound:
         return start
+    if start < high < count and times[high] >= bound and times[high - 1] < bound:
+        return high
     # times[low] < bound from here on
     while low + stride < count and times[low + stride] < bound:
         low += stride
@@ -82,11 +132,10 @@ cdef struct Sum:
 
 
 cdef inline void add(Sum *total, double term) noexcept nogil:
+    # the rounding error of the addition exactly, without a branch
     cdef double sum = total.value + term
-    if fabs(total.value) >= fabs(term):
-        total.lost += (total.value - sum) + term
-    else:
-        total.lost += (term - sum) + total.value
+    cdef double part = sum - total.value
+    total.lost += (total.value - (sum - part)) + (term - part)
     total.value = sum
 
 
@@ -178,7 +227,21 @@ cdef double f_sum(const int64_t *t, const double *v, Py_ssize_t n, Window *w) no
 
 
 cdef double f_avg(const int64_t *t, const double *v, Py_ssize_t n, Window *w) noexcept nogil:
-    # a running mean: the sum of large values could overflow
+    """Prometheus keeps a running mean, two divisions a sample, so that large values do not
+    overflow. Sum over count is the same but for the last bits, where the sum is finite and little
+    cancelled; there it is taken."""
+    cdef Sum total = Sum(0, 0)
+    cdef double magnitude = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        add(&total, v[i])
+        magnitude += fabs(v[i])
+    if magnitude <= fabs(total.value) * CANCELLED_MAX and not isinf(total.value):
+        return (total.value + total.lost) / <double>n
+    return running_mean(v, n)
+
+
+cdef double running_mean(const double *v, Py_ssize_t n) noexcept nogil:
     cdef Sum mean = Sum(0, 0)
     cdef Py_ssize_t i
     for i in range(n):
@@ -195,6 +258,8 @@ cdef double f_avg(const int64_t *t, const double *v, Py_ssize_t n, Window *w) no
 cdef double f_min(const int64_t *t, const double *v, Py_ssize_t n, Window *w) noexcept nogil:
     cdef double best = v[0]
     cdef Py_ssize_t i
+    if not w.has_nan:
+        return silt_least(v, n)
     for i in range(1, n):
         if v[i] < best or isnan(best):
             best = v[i]
@@ -204,6 +269,8 @@ cdef double f_min(const int64_t *t, const double *v, Py_ssize_t n, Window *w) no
 cdef double f_max(const int64_t *t, const double *v, Py_ssize_t n, Window *w) noexcept nogil:
     cdef double best = v[0]
     cdef Py_ssize_t i
+    if not w.has_nan:
+        return silt_greatest(v, n)
     for i in range(1, n):
         if v[i] > best or isnan(best):
             best = v[i]
@@ -401,19 +468,18 @@ cdef struct Samples:
 
 
 cdef class Batch:
-    """Series as pointers; keeps the arrays alive. Series with staleness markers are copied."""
+    """Series as pointers; keeps the arrays alive."""
 
     cdef Samples *series
     cdef readonly Py_ssize_t count
     cdef list kept
 
-    def __cinit__(self, list times, list values, bint markers):
-        """`markers`: keep staleness markers (the instant selector must see them)."""
+    def __cinit__(self, list times, list values):
         cdef const int64_t[::1] time_view
         cdef const double[::1] value_view
         cdef Py_ssize_t i
         self.count = len(times)
-        self.kept = []
+        self.kept = [times, values]
         self.series = <Samples *>malloc(max(self.count, 1) * sizeof(Samples))
         if self.series == NULL:
             raise MemoryError
@@ -423,13 +489,6 @@ cdef class Batch:
                 raise ValueError(
                     f"{time_view.shape[0]} times and {value_view.shape[0]} values in a series"
                 )
-            if not markers and value_view.shape[0] and has_stale(
-                &value_view[0], value_view.shape[0]
-            ):
-                alive = np.asarray(values[i]).view(np.uint64) != 0x7FF0000000000002
-                time_view = np.asarray(times[i])[alive]
-                value_view = np.asarray(values[i])[alive]
-            self.kept.append((time_view.base, value_view.base))
             self.series[i].count = time_view.shape[0]
             self.series[i].times = &time_view[0] if time_view.shape[0] else NULL
             self.series[i].values = &value_view[0] if time_view.shape[0] else NULL
@@ -438,24 +497,14 @@ cdef class Batch:
         free(self.series)
 
 
-cdef bint has_stale(const double *values, Py_ssize_t count) noexcept nogil:
-    cdef const uint64_t *bits = <const uint64_t *>values
-    cdef uint64_t marker = (<uint64_t>STALE_HIGH << 32) | STALE_LOW
-    cdef uint64_t found = 0
-    cdef Py_ssize_t i
-    for i in range(count):
-        found |= bits[i] == marker
-    return found != 0
-
-
 def instant(list times, list values, const int64_t[::1] references, int64_t lookback_ms):
     """The newest sample at or before each reference, at most `lookback_ms` old.
 
     Returns (values, present, sample times in ms), each (series, step). A series whose newest
     sample is a staleness marker is absent.
     """
-    cdef Batch batch = Batch(times, values, True)
-    cdef Py_ssize_t steps = references.shape[0], s, step, position
+    cdef Batch batch = Batch(times, values)
+    cdef Py_ssize_t steps = references.shape[0], s, step, above, before
     cdef const Samples *series
     found_values = np.zeros((batch.count, steps))
     found_present = np.zeros((batch.count, steps), np.bool_)
@@ -466,53 +515,131 @@ def instant(list times, list values, const int64_t[::1] references, int64_t look
     with nogil:
         for s in range(batch.count):
             series = &batch.series[s]
-            position = 0
+            above = before = 0
             for step in range(steps):
-                position = advance(series.times, position, series.count, references[step] + 1)
-                if position == 0:
+                above, before = (
+                    advance(series.times, above, series.count, references[step] + 1, above - before),
+                    above,
+                )
+                if above == 0 or series.times[above - 1] < references[step] - lookback_ms:
                     continue
-                position -= 1
-                if series.times[position] < references[step] - lookback_ms:
+                if is_stale(series.values[above - 1]):
                     continue
-                if is_stale(series.values[position]):
-                    continue
-                out[s, step] = series.values[position]
-                sampled[s, step] = series.times[position]
+                out[s, step] = series.values[above - 1]
+                sampled[s, step] = series.times[above - 1]
                 present[s, step] = 1
     return found_values, found_present, found_times
 
 
-cdef Py_ssize_t find_resets(const Samples *series, Py_ssize_t *resets) noexcept nogil:
-    # NULL: only counts
+# Windows over a batch ------------------------------------------------------------------------
+
+
+cdef struct Prepared:
+    # a series without its staleness markers; the arrays are its own where there were some
+    Samples samples
+    int64_t *times
+    double *values
+    Py_ssize_t *resets
+
+
+cdef int without_markers(const Samples *series, Prepared *clean) noexcept nogil:
+    cdef Py_ssize_t i, kept = 0, markers = 0
+    clean.samples = series[0]
+    for i in range(series.count):
+        markers += is_stale(series.values[i])
+    if markers == 0:
+        return 0
+    clean.times = <int64_t *>malloc(series.count * sizeof(int64_t))
+    clean.values = <double *>malloc(series.count * sizeof(double))
+    if clean.times == NULL or clean.values == NULL:
+        return -1
+    for i in range(series.count):
+        if not is_stale(series.values[i]):
+            clean.times[kept] = series.times[i]
+            clean.values[kept] = series.values[i]
+            kept += 1
+    clean.samples.times, clean.samples.values = clean.times, clean.values
+    clean.samples.count = kept
+    return 0
+
+
+cdef int find_resets(const Samples *series, int64_t count, Prepared *clean) noexcept nogil:
     cdef Py_ssize_t i, found = 0
-    if resets == NULL:
-        for i in range(1, series.count):
-            found += series.values[i] < series.values[i - 1]
-    else:
-        for i in range(1, series.count):
-            if series.values[i] < series.values[i - 1]:
-                resets[found] = i
-                found += 1
-    return found
+    clean.resets = <Py_ssize_t *>malloc(count * sizeof(Py_ssize_t))
+    if clean.resets == NULL:
+        return -1
+    for i in range(1, series.count):
+        if series.values[i] < series.values[i - 1]:
+            clean.resets[found] = i
+            found += 1
+    return 0
 
 
-cdef int prepare(const Samples *series, Window *w, bint counter, bint sorter) noexcept nogil:
-    """The memory that the functions of one series need; -1 if there is none."""
-    cdef Py_ssize_t *resets
+cdef int prepare(
+    const Samples *series, Prepared *clean, Window *w, bint counter, bint sorter
+) noexcept nogil:
+    """What the functions need to know of a series, and memory for them; -1 if there is none."""
+    cdef silt_scan_t found = silt_scan(series.values, series.count)
+    clean.times, clean.values, clean.resets = NULL, NULL, NULL
+    clean.samples = series[0]
     w.resets, w.resets_count, w.scratch = NULL, 0, NULL
-    if counter:
-        w.resets_count = find_resets(series, NULL)
-        if w.resets_count:
-            resets = <Py_ssize_t *>malloc(w.resets_count * sizeof(Py_ssize_t))
-            if resets == NULL:
-                return -1
-            find_resets(series, resets)
-            w.resets = resets
+    if found.nans:
+        if without_markers(series, clean):
+            return -1
+        found = silt_scan(clean.samples.values, clean.samples.count)
+    w.has_nan = found.nans != 0
+    if counter and found.drops:
+        if find_resets(&clean.samples, found.drops, clean):
+            return -1
+        w.resets, w.resets_count = clean.resets, found.drops
     if sorter and series.count:
         w.scratch = <double *>malloc(series.count * sizeof(double))
         if w.scratch == NULL:
             return -1
     return 0
+
+
+cdef void dismiss(Prepared *clean, Window *w) noexcept nogil:
+    free(clean.times)
+    free(clean.values)
+    free(clean.resets)
+    free(w.scratch)
+
+
+cdef struct Grid:
+    # where the windows end, and what belongs to each step
+    const int64_t *ends
+    const int64_t *steps
+    const double *first
+    const double *second
+    Py_ssize_t count
+    int64_t range_ms
+
+
+cdef void walk(
+    Function function, const Samples *series, const Grid *grid, Window *w,
+    double *out, uint8_t *present
+) noexcept nogil:
+    """One series: a row of results."""
+    cdef Py_ssize_t step, low = 0, high = 0, low_moved = 0, high_moved = 0, was
+    cdef double result
+    for step in range(grid.count):
+        w.end_ms = grid.ends[step]
+        w.start_ms = w.end_ms - grid.range_ms
+        was = low
+        low = advance(series.times, low, series.count, w.start_ms, low_moved)
+        low_moved = low - was
+        was = high
+        high = advance(series.times, max(low, high), series.count, w.end_ms + 1, high_moved)
+        high_moved = high - was
+        if high == low:
+            continue
+        w.at_ms, w.first, w.second = grid.steps[step], grid.first[step], grid.second[step]
+        w.offset, w.absent = low, False
+        result = function(series.times + low, series.values + low, high - low, w)
+        if not w.absent:
+            out[step] = result
+            present[step] = 1
 
 
 def over_time(
@@ -521,39 +648,30 @@ def over_time(
 ):
     """The function `name` over the samples in [end - range_ms, end] of each end and series.
 
-    `ends` rises or stays; `steps` are the times that the results belong to, `first` and `second`
-    the function's parameters there. Returns (values, present), each (series, step).
+    `ends` rises or stays, at least one; `steps` are the times that the results belong to, `first`
+    and `second` the function's parameters there. Returns (values, present), each (series, step).
     """
-    cdef Batch batch = Batch(times, values, False)
+    cdef Batch batch = Batch(times, values)
     cdef Function function = function_of(name)
     cdef bint counter = name in COUNTERS, sorter = name in SORTERS
-    cdef Py_ssize_t count = ends.shape[0], s, step, low, high
-    cdef const Samples *series
-    cdef double result
+    cdef Grid grid = Grid(
+        &ends[0], &steps[0], &first[0], &second[0], ends.shape[0], range_ms
+    )
+    cdef Prepared clean
     cdef Window w
+    cdef Py_ssize_t s
     cdef int failed = 0
-    found_values = np.zeros((batch.count, count))
-    found_present = np.zeros((batch.count, count), np.bool_)
+    found_values = np.zeros((batch.count, grid.count))
+    found_present = np.zeros((batch.count, grid.count), np.bool_)
     cdef double[:, ::1] out = found_values
     cdef uint8_t[:, ::1] present = found_present.view(np.uint8)
     w.range_s = <double>range_ms / 1000
     with nogil:
         for s in range(batch.count):
-            series = &batch.series[s]
-            failed = prepare(series, &w, counter, sorter)
-            low = high = 0
-            for step in range(0 if failed else count):
-                w.start_ms, w.end_ms, w.at_ms = ends[step] - range_ms, ends[step], steps[step]
-                low = advance(series.times, low, series.count, w.start_ms)
-                high = advance(series.times, max(low, high), series.count, w.end_ms + 1)
-                if high == low:
-                    continue
-                w.offset, w.absent, w.first, w.second = low, False, first[step], second[step]
-                result = function(series.times + low, series.values + low, high - low, &w)
-                out[s, step] = 0 if w.absent else result
-                present[s, step] = not w.absent
-            free(<void *>w.resets)
-            free(w.scratch)
+            failed = prepare(&batch.series[s], &clean, &w, counter, sorter)
+            if not failed:
+                walk(function, &clean.samples, &grid, &w, &out[s, 0], &present[s, 0])
+            dismiss(&clean, &w)
             if failed:
                 break
     if failed:
