@@ -504,7 +504,8 @@ def instant(list times, list values, const int64_t[::1] references, int64_t look
     sample is a staleness marker is absent.
     """
     cdef Batch batch = Batch(times, values)
-    cdef Py_ssize_t steps = references.shape[0], s, step, above, before
+    cdef Py_ssize_t steps = references.shape[0], s, step
+    cdef Py_ssize_t above, before, moved
     cdef const Samples *series
     found_values = np.zeros((batch.count, steps))
     found_present = np.zeros((batch.count, steps), np.bool_)
@@ -517,10 +518,9 @@ def instant(list times, list values, const int64_t[::1] references, int64_t look
             series = &batch.series[s]
             above = before = 0
             for step in range(steps):
-                above, before = (
-                    advance(series.times, above, series.count, references[step] + 1, above - before),
-                    above,
-                )
+                moved = above - before
+                before = above
+                above = advance(series.times, above, series.count, references[step] + 1, moved)
                 if above == 0 or series.times[above - 1] < references[step] - lookback_ms:
                     continue
                 if is_stale(series.values[above - 1]):
