@@ -269,6 +269,26 @@ def test_every_truncation_of_a_datafile(tmp_path: Path) -> None:
             assert view.problems or found == WHOLE
 
 
+def test_offsets_beyond_4_gib_and_files_that_stay_as_they_are(tmp_path: Path) -> None:
+    page, data = array_page(ONE, T0, [whole(1), whole(2)])
+    body = netdata_files.extent([page], data)
+    pair, offset = Pair(), (5 << 30) + 4096
+    pair.journal += netdata_files.transaction(1, offset, len(body), [page]).ljust(4096, b"\0")
+    pair.write(tmp_path)
+    with (tmp_path / "datafile-1-0000000001.ndf").open("r+b") as file:
+        file.seek(offset)
+        file.write(body)
+    before = [(path, path.stat()) for path in sorted(tmp_path.iterdir())]
+    with netdata.open(tmp_path, salvage=False) as view:  # 5 GiB of holes would be looked through
+        assert values(view) == {0: 1, 1: 2}
+        assert view.verify().ok
+    for path, found in before:
+        now = path.stat()
+        assert (now.st_size, now.st_mtime_ns, now.st_blocks) == (
+            found.st_size, found.st_mtime_ns, found.st_blocks,
+        )  # fmt: skip
+
+
 def test_a_file_that_shrinks_while_it_is_open_gives_gaps(tmp_path: Path) -> None:
     with netdata.open(simple(tmp_path)) as view:
         with (tmp_path / "datafile-1-0000000001.ndf").open("r+b") as file:
