@@ -44,6 +44,7 @@ TOP = {
     "memcached_flags",
     "netdata_map",
     "segment_map",
+    "transfer",
 }  # commands: use everything, are used by no layer
 
 # One seam to the operating system, one to time and chance.

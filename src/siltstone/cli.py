@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import siltstone
-from siltstone import codecs, config, errors, segment_map
+from siltstone import codecs, config, errors, segment_map, transfer
 from siltstone.cache.existing import existing_options
 from siltstone.client import MemcachedClient
 from siltstone.clock import SYSTEM_CLOCK
@@ -37,6 +37,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(transfer.import_app, name="import")
+app.add_typer(transfer.export_app, name="export")
 out = Console(highlight=False)
 
 PathOption = Annotated[
