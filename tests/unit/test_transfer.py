@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from reference.netdata_files import Pair, array_page, decode, whole
-from siltstone.metrics.metrics import Metrics
 
 from siltstone.cli import run
+from siltstone.metrics.metrics import Metrics
 
 ONE = uuid.UUID(int=1)
 T0 = 1_700_000_000
