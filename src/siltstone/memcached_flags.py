@@ -578,6 +578,7 @@ def server_settings(options: MemcachedOptions) -> Settings:
         allow_flush=options.flush,
         allow_dump=options.dump,
         allow_watch=options.watch,
+        prefix_delimiter=options.prefix_delimiter,
         verbosity=options.verbosity,
         threads=options.threads,
         shown=shown_settings(options),
@@ -597,7 +598,6 @@ def shown_settings(options: MemcachedOptions) -> dict[str, str]:
         "growth_factor": f"{options.growth_factor:.2f}",
         "chunk_size": options.chunk_size,
         "stat_key_prefix": options.prefix_delimiter or ":",
-        "detail_enabled": yes(options.prefix_delimiter),
         "reqs_per_event": options.reqs_per_event,
         "maxconns_fast": yes(extended.get("maxconns_fast", True)),
         "track_sizes": yes(extended.get("track_sizes")),
@@ -637,7 +637,6 @@ siltstone memcached: memcached's flags, protocol and statistics
 -M, --disable-evictions   answer with an error when memory is full
 -c, --conn-limit=<num>    simultaneous connections (default: 1024)
 -t, --threads=<num>       accepted; one event loop serves them all (default: 4)
--R, --max-reqs-per-event  requests of one connection before others have their turn (default: 20)
 -C, --disable-cas         no CAS numbers
 -b, --listen-backlog=<num> connections waiting to be accepted (default: 1024)
 -B, --protocol=<name>     auto or ascii; the binary protocol is not supported
@@ -647,7 +646,8 @@ siltstone memcached: memcached's flags, protocol and statistics
 -W, --disable-watch       refuse watch
 -v, -vv, -vvv             say more on stderr
 -h, --help -V, --version -i, --license
--f -n -k -L -r -D -N      accepted, without effect
+-D, --delimiter=<char>    ends the prefix of a key in "stats detail", which is on then (default: :)
+-f -n -k -L -r -N -R      accepted, without effect
 -o, --extended            options with commas between them:
    - ext_path:            file for values on flash and its size, ext_path=/mnt/d1/flash:1G;
                           several times for several devices. It starts empty.

@@ -39,6 +39,7 @@ def rows(reply: bytes) -> dict[str, str]:
 def test_stats_have_memcached_names_in_its_order_and_count() -> None:
     _, _, session = made()
     session.feed(b"set a 0 0 1\r\n1\r\nget a b c\r\nincr a 1\r\ndelete a\r\ntouch b 1\r\nmg z\r\n")
+    session.feed(b"flush_all\r\nflush_all 100\r\nflush_all x\r\n")
     found = rows(session.feed(b"stats\r\n"))
     names = [name for name in GENERAL if name not in ("FLASH", "EXTSTORE", "idle_kicks")]
     assert list(found)[: len(names)] == names
@@ -46,7 +47,7 @@ def test_stats_have_memcached_names_in_its_order_and_count() -> None:
     assert found["siltstone_version"] == siltstone.__version__
     expected = {"cmd_get": 4, "cmd_set": 1, "cmd_touch": 1, "cmd_meta": 1, "get_hits": 1,
                 "get_misses": 3, "incr_hits": 1, "delete_hits": 1, "touch_misses": 1,
-                "curr_items": 0, "max_connections": 1024}  # fmt: skip
+                "cmd_flush": 2, "curr_items": 0, "max_connections": 1024}  # fmt: skip
     assert {name: int(found[name]) for name in expected} == expected
 
 
@@ -68,6 +69,14 @@ def test_stats_settings() -> None:
     assert found["flush_enabled"] == "no"
     assert found["num_threads"] == "4"
     assert list(found)[:3] == ["maxbytes", "maxconns", "tcpport"]
+
+
+def test_a_prefix_delimiter_switches_detail_on() -> None:
+    _, _, session = made(prefix_delimiter="/")
+    session.feed(b"set a/b 0 0 1\r\nx\r\nget a/b c:d\r\n")
+    assert session.feed(b"stats detail dump\r\n") == b"PREFIX a get 1 hit 1 set 1 del 0\r\nEND\r\n"
+    found = rows(session.feed(b"stats settings\r\n"))
+    assert found["detail_enabled"] == "yes"
 
 
 def test_stats_items_and_slabs() -> None:

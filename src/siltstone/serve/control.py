@@ -99,6 +99,8 @@ class Control:
         self.shared = Shared(settings.buffered_max)
         self.counters = statistics.ServerCounters(started_ms=clock.now_ms())
         self.prefixes: dict[bytes, list[int]] = {}
+        self.shared.detail = bool(settings.prefix_delimiter)
+        self._delimiter = (settings.prefix_delimiter or ":")[:1].encode()
         self._baseline: dict[str, Any] = {}
         self._commands: dict[bytes, Callable[[list[bytes], bool], Answer]] = {
             b"stats": self._stats,
@@ -141,8 +143,8 @@ class Control:
 
     def count_prefix(self, key: bytes, what: int) -> None:
         """`stats detail`: 0 a miss, 1 a hit, 2 a set, 3 a delete of `key`."""
-        prefix, colon, _ = key.partition(b":")
-        if not colon:
+        prefix, delimiter, _ = key.partition(self._delimiter)
+        if not delimiter:
             return
         counts = self.prefixes.get(prefix)
         if counts is None:
@@ -264,6 +266,7 @@ class Control:
             due_ms = delay * 1000
         else:
             due_ms = now_ms + delay * 1000
+        self.counters.flushes += 1
         # a time that has come is seen by the next command, whatever the clock does
         self.cache.flush_at(due_ms if due_ms > now_ms else 1)
         return OK

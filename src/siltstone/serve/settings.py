@@ -20,6 +20,7 @@ from siltstone.config import (
     PATH,
     SIZE,
     SWITCH,
+    TEXT,
     Kind,
     SettingsBase,
     setting,
@@ -100,6 +101,9 @@ class Settings(SettingsBase):
     allow_flush: bool = setting(True, SWITCH, "take flush_all")
     allow_dump: bool = setting(True, SWITCH, "take metadump and cachedump")
     allow_watch: bool = setting(True, SWITCH, "no effect: watch is not supported")
+    prefix_delimiter: str | None = setting(
+        None, TEXT, "ends the prefix of a key; given: operations are counted by prefix"
+    )
     verbosity: int = setting(0, COUNT, "what is logged", low=0)
     threads: int = setting(1, COUNT, "shown by stats: one loop serves all connections", low=1)
     shown: Mapping[str, str] = field(default_factory=dict)

@@ -114,6 +114,7 @@ class ServerCounters:
     idle_kicks: int = 0
     yields: int = 0
     crawls: int = 0
+    flushes: int = 0
 
 
 def general(
@@ -149,6 +150,7 @@ def general(
         "threads": settings.threads,
         "conn_yields": counters.yields,
         "lru_crawler_starts": counters.crawls,
+        "cmd_flush": counters.flushes,
     }
     with_flash = bool(stats.get("extstore_limit_maxbytes"))
     names: list[str] = []
