@@ -203,6 +203,60 @@ def test_results_do_not_depend_on_the_cache():
         metrics.engine.cache.check_invariants()
 
 
+# Tables ---------------------------------------------------------------------------------------
+
+
+def test_a_long_table_of_pandas(metrics):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(
+        {
+            "time": pandas.to_datetime([T0 + 2, T0, T0 + 1, T0], unit="s", utc=True),
+            "name": ["m", "m", "m", "other"],
+            "n": ["a", "a", "a", None],
+            "value": [3.0, 1.0, None, 9.0],
+        }
+    )
+    assert metrics.write_table(frame) == 3
+    assert [s.labels for s in metrics.select(None)] == [
+        {"__name__": "m", "n": "a"},
+        {"__name__": "other"},
+    ]
+    assert metrics.select("m")[0].values.tolist() == [1.0, 3.0]
+
+
+def test_a_wide_table_of_pyarrow(metrics):
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table(
+        {
+            "when": pyarrow.array([T0, T0 + 1, T0 + 2], pyarrow.int64()),
+            "host": pyarrow.array(["x", "y", "x"]).dictionary_encode(),
+            "cpu": pyarrow.array([1, 2, None], pyarrow.int32()),
+            "load": pyarrow.array([0.5, 0.25, 0.125], pyarrow.float32()),
+        }
+    )
+    assert metrics.write_table(table, time="when") == 5
+    assert metrics.select('load{host="x"}')[0].values.tolist() == [0.5, 0.125]
+    assert metrics.select('cpu{host="x"}')[0].values.tolist() == [1.0]
+    for column, text in (("nothing", "no column"), ("host", "text, not times")):
+        with pytest.raises(InvalidValue, match=text):
+            metrics.write_table(table, time=column)
+    with pytest.raises(InvalidValue, match="type 'b'"):
+        metrics.write_table(pyarrow.table({"time": [T0], "value": [True]}), name="m")
+    with pytest.raises(InvalidValue, match="name="):
+        metrics.write_table(pyarrow.table({"time": [T0], "value": [1.0]}))
+    with pytest.raises(InvalidValue, match="__arrow_c_stream__"):
+        metrics.write_table([1, 2])
+
+
+def test_a_result_can_be_written_back(metrics):
+    fill(metrics, 2, 100)
+    before = contents(metrics)
+    result = metrics.query_range("m", T0, T0 + 99, 1)
+    other = opened(crash_device())
+    assert other.write_table(result) == 200
+    assert contents(other) == before
+
+
 # Late samples, duplicates, staleness ------------------------------------------------------------
 
 

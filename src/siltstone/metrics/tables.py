@@ -1,9 +1,10 @@
 """Tables into samples: which column is what, and whose series each row belongs to.
 
 A table with a column `value` is long: a row is one sample of the series named in `name` (a column,
-or the argument) whose labels are the other columns of text. Without one it is wide: every column of
-numbers is a metric of that name, and each row a sample of each. Empty cells are no samples, empty
-labels no labels. Rows are taken in order of time, whatever order they come in.
+or the argument, or a column `__name__`) whose labels are the other columns of text. Without one it
+is wide: every column of numbers is a metric of that name, and each row a sample of each. Empty
+cells are no samples, empty labels no labels. Rows are taken in order of time, whatever order they
+come in.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def _ids(
 ) -> Ids:
     """The series of each row."""
     columns = list(texts)
-    if name is None and "name" not in texts:
+    named = NAME_LABEL in texts  # as in the table of a query's result
+    if name is None and not named and "name" not in texts:
         raise InvalidValue("the table has no column 'name': give the metric's name as name=")
     known: dict[tuple[str | None, ...], int] = {}
     ids = np.empty(len(rows), np.uint32)
@@ -102,7 +104,10 @@ def _ids(
         id = known.get(cells)
         if id is None:
             labels = {c: cell for c, cell in zip(columns, cells, strict=True) if cell}
-            labels[NAME_LABEL] = name if name is not None else labels.pop("name", "")
+            if name is not None:
+                labels[NAME_LABEL] = name
+            elif not named:
+                labels[NAME_LABEL] = labels.pop("name", "")
             id = known[cells] = engine.live_id(key_of(labels, engine.limits))
         ids[place] = id
     return ids
