@@ -1,7 +1,8 @@
 """From a tree's root to a leaf, under the lock of the pages. See descent.pyx."""
 from libc.stdint cimport uint32_t, uint64_t
 
-from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_t)
+from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_t,
+                                   prefetch)
 from siltstone.store.pagecache cimport pages_t, page_node, snapshot_t
 
 cdef enum:
@@ -47,6 +48,10 @@ cdef inline node_t *leaf_find(pages_t *pages, uint64_t pid, const char *key, uin
     cdef uint32_t depth
     for depth in range(DEPTH_MAX):
         node = <node_t *>page_node(pages, pid)
+        # Its first lines at once, not one after the other: what a search waits for is memory.
+        prefetch(<const char *>node + 64)
+        prefetch(<const char *>node + 128)
+        prefetch(<const char *>node + 192)
         if node == NULL or node.kind != PAGE_INNER:
             missing[0] = pid
             return node if node != NULL and node.kind == PAGE_LEAF else NULL

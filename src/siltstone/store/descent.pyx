@@ -8,7 +8,7 @@ bounds this one. Nothing here waits, reads a device or changes anything.
 from libc.stdint cimport uint32_t, uint64_t
 
 from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_search,
-                                   node_t)
+                                   node_t, prefetch)
 from siltstone.store.pagecache cimport (PAGES_ABSENT, PAGES_MISS, PAGES_OK, page_get, pages_t,
                                         snapshot_t)
 
@@ -40,6 +40,9 @@ cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, 
         if result != PAGES_OK:
             # what a parent names is there: at the root, the tree was dropped meanwhile
             return TREE_BROKEN if result == PAGES_ABSENT and above != NULL else result
+        prefetch(<const char *>node + 64)       # as in leaf_find()
+        prefetch(<const char *>node + 128)
+        prefetch(<const char *>node + 192)
         path.nodes[depth] = node
         if above != NULL and node.level + 1 != above.level:
             return TREE_BROKEN

@@ -192,9 +192,6 @@ cdef inline uint32_t node_search(const node_t *node, const char *key, uint32_t s
     cdef const slot_t *slots = node_slots(node)
     cdef uint32_t prefix, low, head
     cdef int order
-    prefetch(<const char *>node + 64)
-    prefetch(<const char *>node + 128)
-    prefetch(<const char *>node + 192)
     prefix = node.prefix_size
     found[0] = False
     if prefix != 0:
