@@ -33,6 +33,7 @@ from siltstone.log.device import MemoryDevice
 from siltstone.store.changes import Changes, Part
 from siltstone.store.settings import PageSettings
 from siltstone.store.tree import Tree, View
+from siltstone.store.tree_check import check_trees
 from siltstone.store.trees import Reads, TreePages
 
 SMALL: dict[str, Any] = {"segment_size": "64KiB", "buffer_size": "8KiB", "cache": "64KiB"}
@@ -266,6 +267,7 @@ class TreeModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "pages"):
+            assert check_trees(self.pages) == []
             self.pages.close()
 
 
@@ -561,4 +563,29 @@ def test_read_only(tmp_path: Any) -> None:
     batch.set(tree.root, b"k", b"w")
     with pytest.raises(ReadOnly):
         batch.commit()
+    pages.close()
+
+
+def test_a_check_names_what_cannot_be_read(tmp_path: Any) -> None:
+    settings = build(PageSettings, SMALL | {"path": tmp_path})
+    pages = TreePages()
+    pages.page_size = 256
+    pages.open_with(settings, background=False)
+    tree = bound(pages)
+    for number in range(400):
+        tree[b"%04d" % number] = b"here is value %04d" % number
+    assert check_trees(pages) == []
+    pages.close()
+    data = bytearray((tmp_path / "data").read_bytes())
+    at = data.index(b"here is value 0123")
+    while at >= 0:  # every copy of it
+        data[at] ^= 1
+        at = data.find(b"here is value 0123", at + 1)
+    (tmp_path / "data").write_bytes(data)
+    pages = TreePages()
+    pages.page_size = 256
+    pages.open_with(settings, background=False)
+    problems = check_trees(pages)
+    assert problems
+    assert all(problem.startswith("tree ''") for problem in problems)
     pages.close()
