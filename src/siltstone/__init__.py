@@ -7,13 +7,18 @@ from siltstone.cache.cache import Cache
 
 if TYPE_CHECKING:
     from siltstone.metrics.metrics import Metrics
+    from siltstone.store.pages import PageCache
 
 __version__ = "0.1.0"
-__all__ = ["Cache", "Metrics", "__version__", "errors"]
+__all__ = ["Cache", "Metrics", "PageCache", "__version__", "errors"]
 
 
 def __getattr__(name: str) -> Any:
-    """Engines with dependencies of their own come with their first use."""
+    """Engines come with their first use: who wants a cache pays for no other."""
+    if name == "PageCache":
+        from siltstone.store.pages import PageCache
+
+        return PageCache
     if name == "Metrics":
         try:
             from siltstone.metrics.metrics import Metrics

@@ -334,6 +334,10 @@ cdef class FragmentPages(Pages):
     def _usable(self):
         self.raise_result(pages_usable(&self.pages), 0)
 
+    def _writable(self):
+        self._usable()
+        self.log._check(True)
+
     def fragments_of(self, uint64_t pid):
         """(list of bytes, oldest first; stamp). KeyMissing."""
         cdef char *node = NULL
@@ -362,6 +366,7 @@ cdef class FragmentPages(Pages):
         cdef uint64_t end = 0, stamp = 0, actual = 0
         cdef int result
         cdef list kept = []
+        self._writable()
         if all == NULL:
             raise MemoryError()
         try:
@@ -414,6 +419,7 @@ cdef class FragmentPages(Pages):
     def next_id(self):
         cdef uint64_t identity = 0
         cdef int result
+        self._writable()
         with nogil:
             result = pages_generate_id(&self.pages, &identity)
         self.raise_result(result, 0)

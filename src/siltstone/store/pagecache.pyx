@@ -22,10 +22,10 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM
-from siltstone.errors import (Busy, Closed, ConfigError, Corruption, EnvironmentFailure,
-                              ForkedProcess, InvalidValue, KeyMissing, SiltstoneError,
+from siltstone.errors import (Closed, ConfigError, Corruption, EnvironmentFailure,
+                              ForkedProcess, KeyMissing, Locked, SiltstoneError,
                               SnapshotTooOld)
-from siltstone.log.device import FileDevice, MemoryDevice, make_directory, open_lock_file
+from siltstone.log.device import FileDevice, identity, make_directory, open_lock_file
 from siltstone.log.atomics cimport load64_relaxed
 from siltstone.log.capture cimport capture_t, capture_take
 from siltstone.log.log cimport LOG_CORRUPT, LOG_GONE, LOG_OK
@@ -74,6 +74,7 @@ COMPACT_BELOW = 950
 CLOSED_FACTOR = 1.15
 COMPACT_SECONDS = 2
 _open_pages = weakref.WeakSet()
+_paths = {}                     # identity of a lock file: the pid that opened it
 
 
 @atexit.register
@@ -203,11 +204,21 @@ cdef class Pages:
             make_directory(path)
             self._lock_file = open_lock_file(os.path.join(path, "lock"), mode=settings.mode)
             self._lock_file.take_or_refuse()
+            self._lock_path()
         device = FileDevice([(os.path.join(path, "data"), None)], settings.segment_size,
                             engine=engine, preallocate=False, lock=None,
                             read_only=settings.read_only, mode=settings.mode)
         self._opened = device
         return device
+
+    def _lock_path(self):
+        """The lock is the process's: a second opener in this one must be refused by ourselves."""
+        key = identity(self._lock_file.path)
+        if _paths.get(key) == os.getpid():
+            raise Locked(errors_of_os.EAGAIN, f"{self._lock_file.path} is in use by pid "
+                         f"{os.getpid()} (this one)")
+        _paths[key] = os.getpid()
+        self._path_key = key
 
     def _recover(self):
         cdef Visitor visitor = Visitor()
@@ -245,6 +256,8 @@ cdef class Pages:
             raise Closed("the store is closed")
         if result == PAGES_FORKED:
             raise ForkedProcess("this store was opened before the fork; open it again here")
+        if result == PAGES_LOG + LOG_GONE:
+            self._check_reader()
         if result == PAGES_ABSENT or result == PAGES_LOG + LOG_GONE:
             raise KeyMissing(f"there is no page {pid}")
         if result == PAGES_TOO_OLD:
@@ -253,11 +266,18 @@ cdef class Pages:
         if result == -ENOMEM:
             raise MemoryError("no memory for a page")
         if result == PAGES_CORRUPT:
+            self._check_reader()
             self.log._raise(LOG_CORRUPT, self.pages.bad_position)
         if result >= PAGES_LOG:
             self.log._raise(result - PAGES_LOG, self.pages.bad_position)
         raise EnvironmentFailure(-result if result < 0 else errors_of_os.EIO,
                                  f"page {pid}: result {result}")
+
+    def _check_reader(self):
+        """A read-only opener whose records went: no damage, if the writer has moved on since."""
+        if self.pages.read_only and self.device.superblock != self.device.reload_superblock():
+            raise SnapshotTooOld(errors_of_os.ESTALE, "the writer has used these segments again: "
+                                 "open it once more")
 
     cdef int _wait(self, uint64_t end) except -1:
         cdef int result
@@ -504,6 +524,9 @@ cdef class Pages:
                 self._opened.close()
             if self._lock_file is not None:
                 self._lock_file.close()
+            if self._path_key is not None:
+                _paths.pop(self._path_key, None)
+                self._path_key = None
 
     # Looking in
 
