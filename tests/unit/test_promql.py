@@ -138,6 +138,8 @@ def test_many_series_are_looked_after_in_batches() -> None:
         ("-(" * 20_000 + "1" + ")" * 20_000, "more than 1000 operators and brackets"),
         ("1" * (1 << 20) + "1", "bytes long"),
         ("", "no expression found"),
+        ("up @ 1e17", "timestamp out of bounds for @ modifier"),
+        ("rate(up[5m] @ -1e17)", "timestamp out of bounds for @ modifier"),
     ],
     ids=lambda text: text[:40],
 )

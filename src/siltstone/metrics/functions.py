@@ -95,20 +95,30 @@ def _round(arguments: list[Value], times: Times) -> Value:
     return nameless(vector, np.floor(vector.values * inverse + 0.5) / inverse)
 
 
+def _largest(left: Values, right: Values) -> Values:
+    """As Go's math.Max: NaN wins over all but +Inf."""
+    infinite = (left == np.inf) | (right == np.inf)
+    return np.where(infinite, np.inf, np.maximum(left, right))
+
+
+def _least(left: Values, right: Values) -> Values:
+    return -_largest(-left, -right)
+
+
 def _clamp(arguments: list[Value], times: Times) -> Value:
     vector, low, high = _named(arguments[0]), _scalar(arguments[1]), _scalar(arguments[2])
     vector = Vector(vector.labels, vector.values, vector.present & ~(high < low))
-    return nameless(vector, np.maximum(low, np.minimum(high, vector.values)))
+    return nameless(vector, _largest(low, _least(high, vector.values)))
 
 
 def _clamp_min(arguments: list[Value], times: Times) -> Value:
     vector = _named(arguments[0])
-    return nameless(vector, np.maximum(_scalar(arguments[1]), vector.values))
+    return nameless(vector, _largest(_scalar(arguments[1]), vector.values))
 
 
 def _clamp_max(arguments: list[Value], times: Times) -> Value:
     vector = _named(arguments[0])
-    return nameless(vector, np.minimum(_scalar(arguments[1]), vector.values))
+    return nameless(vector, _least(_scalar(arguments[1]), vector.values))
 
 
 def _to_scalar(arguments: list[Value], times: Times) -> Value:

@@ -26,6 +26,9 @@ _LITERAL = re.compile(
 )
 _OPERATOR = re.compile(r"[-+*/%^<>=!(\[{]|\b(?:and|or|unless|atan2)\b", re.IGNORECASE)
 
+# Times beyond it could overflow when ranges and offsets are added.
+MOMENT_MS_MAX = 1 << 62
+
 # Of newer Prometheus versions, parsed but not evaluated here.
 UNSUPPORTED_FUNCTIONS = frozenset({"info"})
 UNSUPPORTED_AGGREGATIONS = frozenset({"limit_ratio"})
@@ -96,8 +99,10 @@ def _check(node: Expr, depth: int = 0) -> None:
         fill = node.modifier and node.modifier.fill_values
         if fill and (fill.lhs is not None or fill.rhs is not None):
             raise InvalidQuery("fill modifiers are not supported")
-    elif isinstance(node, parser.VectorSelector):
+    if isinstance(node, parser.VectorSelector):
         matchers_of(node)
+    if isinstance(node, parser.VectorSelector | parser.SubqueryExpr):
+        moment_ms(node, 0, 0)
     for child in children(node):
         _check(child, depth + 1)
 
@@ -165,4 +170,7 @@ def moment_ms(
     if node.at.type == parser.AtModifierType.End:
         return end_ms
     seconds, nanoseconds = _MOMENT.findall(repr(node))[-1]
-    return int(seconds) * 1000 + round(int(nanoseconds) / 1e6)
+    moment = int(seconds) * 1000 + round(int(nanoseconds) / 1e6)
+    if abs(moment) > MOMENT_MS_MAX:
+        raise InvalidQuery("timestamp out of bounds for @ modifier")
+    return moment
