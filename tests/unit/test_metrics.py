@@ -25,6 +25,7 @@ from siltstone.errors import (
     Locked,
     ReadOnly,
     SiltstoneError,
+    SnapshotTooOld,
     WrongFormat,
 )
 from siltstone.metrics.background import CARE, FLUSH, CommandQueue
@@ -447,6 +448,35 @@ def test_read_only_beside_a_writer(tmp_path):
         copy.close()
     with pytest.raises(SiltstoneError):
         Metrics(tmp_path / "missing", read_only=True)
+
+
+def test_a_read_only_opening_says_when_it_is_outdated(tmp_path):
+    with Metrics(
+        tmp_path, retention_size="2MiB", segment_size="64KiB", background=False, tiers=()
+    ) as writer:
+        rng = np.random.default_rng(1)
+
+        def write(number):
+            times = T0 + number * 5000 + np.arange(5000)
+            writer.series("m", n="0").extend(times, rng.normal(size=5000))
+            writer.engine.step()
+
+        for number in range(10):
+            write(number)
+        writer.checkpoint()
+        with Metrics(tmp_path, read_only=True) as reader:
+            before = contents(reader)
+            assert before == contents(writer)
+            for number in range(10, 80):
+                write(number)
+            writer.sync()
+            reader.engine.cache = ReadCache(0)
+            with pytest.raises(SnapshotTooOld, match="refresh"):
+                contents(reader)
+            reader.refresh()
+            assert contents(reader) == contents(writer)
+        with pytest.raises(InvalidValue):
+            writer.refresh()
 
 
 def test_backup_of_a_store_that_is_written_to(tmp_path):

@@ -118,7 +118,7 @@ class Background:
         self._engine = engine
         self._interval_s = interval_s
         self.queue = CommandQueue()
-        self.error: SiltstoneError | None = None
+        self.error: Exception | None = None
         self.rounds = self.failures = 0
         self._thread = threading.Thread(target=self._run, name="siltstone-metrics", daemon=True)
         self._thread.start()
@@ -135,10 +135,14 @@ class Background:
         try:
             self._engine.step()
             self.error = None
-        except SiltstoneError as error:
+        except (SiltstoneError, OSError, MemoryError) as error:
             self.failures += 1
             self.error = error
         self.rounds += 1
+
+    def do(self, priority: int, function: Callable[[], object]) -> None:
+        """Have it done by the thread, in its turn; returns or raises when it is done."""
+        self.queue.put(priority, function).wait()
 
     def check(self) -> None:
         """Raise what made the journal fail, so that nobody goes on in vain."""

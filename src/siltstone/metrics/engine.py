@@ -84,7 +84,7 @@ COUNTERS: Final = (
 
 
 class Engine:
-    """See the module's docstring."""
+    """See the module's docstring. `own_tiers`: the data's, where it has any, not the settings'."""
 
     def __init__(
         self,
@@ -94,12 +94,14 @@ class Engine:
         pool: WorkerPool | None = None,
         clock: Clock = SYSTEM_CLOCK,
         rng: Random = SYSTEM_RANDOM,
+        own_tiers: bool = False,
     ) -> None:
         self.device, self.settings, self.clock, self.rng = device, settings, clock, rng
         self.limits = Limits(
             settings.labels_max, settings.label_name_bytes_max, settings.label_value_bytes_max
         )
         self.counters = dict.fromkeys(COUNTERS, 0)
+        self._own_tiers = own_tiers
         self.work = threading.RLock()
         self.lock = threading.RLock()
         self.log = OrderedLog(
@@ -167,12 +169,15 @@ class Engine:
             if arrived.id in self.head:
                 self.head.restore(arrived.id, arrived.times, arrived.values, arrived.late)
         self.head.journal_max = self.journal_segments_max * self.settings.segment_size
-        if self.recovery.needs_checkpoint and not self.settings.read_only:
+        new = self.recovery.outcome == "new"  # its first checkpoint says which tiers it has
+        if (new or self.recovery.needs_checkpoint) and not self.settings.read_only:
             self.checkpoint()
 
     def _restore(self, payload: bytes) -> None:
         state = unpack_state(payload)
-        if tuple(state.tiers) != tuple(self.settings.tiers):
+        if self._own_tiers:
+            self.settings._set("tiers", tuple(state.tiers))
+        elif tuple(state.tiers) != tuple(self.settings.tiers):
             has, asked = TIERS.show(state.tiers), TIERS.show(self.settings.tiers)
             raise ConfigError(f'[metrics] tiers: the data has "{has}", not "{asked}"')
         self._version, self.head.sequence = state.version, state.sequence

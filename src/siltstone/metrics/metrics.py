@@ -24,7 +24,7 @@ from siltstone.errors import Closed, ForkedProcess, InvalidValue, LimitReached, 
 from siltstone.log.device import Device, FileDevice, make_directory, read_superblock
 from siltstone.log.workers import WorkerPool
 from siltstone.metrics import promql as evaluator
-from siltstone.metrics.background import Background
+from siltstone.metrics.background import CARE, FLUSH, Background
 from siltstone.metrics.engine import Engine
 from siltstone.metrics.handle import SeriesHandle, handle_of
 from siltstone.metrics.keys import key_of, labels_of
@@ -62,25 +62,28 @@ class Metrics:
         file = self.path / FILE
         self.settings = build(MetricsSettings, {"path": path, **_sizes_of(file), **options})
         self._clock, self._rng = clock, rng
+        self._own_tiers = "tiers" not in options
         self._closed = False
         self._pid = os.getpid()
         self._close_lock = threading.Lock()
         self._pool: WorkerPool | None = None
         self._background: Background | None = None
-        read_only = self.settings.read_only
-        if not read_only:
+        if not self.settings.read_only:
             make_directory(self.path)
-        device = FileDevice(
-            [(file, self.settings.slots * self.settings.segment_size)],
+        self._open(self._device())
+
+    def _device(self) -> FileDevice:
+        read_only = self.settings.read_only
+        return FileDevice(
+            [(self.path / FILE, self.settings.slots * self.settings.segment_size)],
             self.settings.segment_size,
             engine=ENGINE,
             create=not read_only,
             lock=None if read_only else "exclusive",
             preallocate=False,
             read_only=read_only,
-            rng=rng,
+            rng=self._rng,
         )
-        self._open(device)
 
     @classmethod
     def on_device(
@@ -90,7 +93,7 @@ class Metrics:
         """On any device, a MemoryDevice for one: nothing is left of that when it is closed."""
         self = cls.__new__(cls)
         self.path, self.settings = settings.path or Path(), settings
-        self._clock, self._rng = clock, rng
+        self._clock, self._rng, self._own_tiers = clock, rng, False
         self._closed, self._pid, self._close_lock = False, os.getpid(), threading.Lock()
         self._pool, self._background = None, None
         self._open(device)
@@ -101,8 +104,9 @@ class Metrics:
             if isinstance(device, FileDevice) and not self.settings.read_only:
                 self._pool = WorkerPool(2, name="siltstone-metrics")
             self._engine = Engine(
-                device, self.settings, pool=self._pool, clock=self._clock, rng=self._rng
-            )
+                device, self.settings, pool=self._pool, clock=self._clock, rng=self._rng,
+                own_tiers=self._own_tiers,
+            )  # fmt: skip
         except BaseException:
             device.close()
             if self._pool is not None:
@@ -276,11 +280,27 @@ class Metrics:
 
     def checkpoint(self) -> None:
         """Seal all heads; opening then replays nothing."""
-        self._writer.checkpoint()
+        self._do(FLUSH, self._writer.checkpoint)
 
     def compact(self) -> None:
         """Merge all small chunks now, as the background would in time."""
-        self._writer.merger.compact()
+        self._do(CARE, self._writer.merger.compact)
+
+    def _do(self, priority: int, function: Callable[[], object]) -> None:
+        if self._background is None:
+            function()
+        else:
+            self._background.do(priority, function)
+
+    def refresh(self) -> None:
+        """Of a read-only opening: see what the writer wrote since."""
+        engine = self.engine
+        if not self.settings.read_only:
+            raise InvalidValue("only what was opened read-only can be refreshed")
+        self._engine = Engine(
+            self._device(), self.settings, clock=self._clock, rng=self._rng, own_tiers=True
+        )
+        engine.close()
 
     def verify(self) -> Report:
         """Read and check everything; writes nothing."""

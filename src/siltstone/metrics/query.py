@@ -16,13 +16,22 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from siltstone.errors import Corruption, DeviceFailed, LimitReached
+from siltstone.errors import Corruption, DeviceFailed, LimitReached, SnapshotTooOld
 from siltstone.metrics import chunks as codecs
 from siltstone.metrics.head import CHUNK
 from siltstone.metrics.keys import labels_of
 from siltstone.metrics.readcache import BLOCK_BYTES
 from siltstone.metrics.registry import Ids
-from siltstone.metrics.segment import FRESH, RAW, TIER, Chunks, Segment, load_index, salvage
+from siltstone.metrics.segment import (
+    FRESH,
+    RAW,
+    TIER,
+    Chunks,
+    Segment,
+    load_index,
+    read_header,
+    salvage,
+)
 from siltstone.metrics.source import Matcher, Series
 
 if TYPE_CHECKING:
@@ -267,9 +276,20 @@ class Reader:
         """Counted once a chunk. Outdated when the segment is simply gone."""
         if segment.version not in self._engine.segments:
             raise Outdated
+        if self._engine.settings.read_only:
+            self._check_still_there(segment)
         if (segment.version, offset) not in self._damaged:
             self._damaged.add((segment.version, offset))
             self._engine.counters["corrupt_chunks"] += 1
+
+    def _check_still_there(self, segment: Segment) -> None:
+        """Beside a writer: damage, or dropped by it?"""
+        try:
+            read_header(self._engine.device, segment)
+        except Corruption:
+            raise SnapshotTooOld(
+                "the writer has dropped what this read-only opening saw: refresh() it"
+            ) from None
 
     def rows_of(self, id: int) -> Chunks:
         """The descriptors of all raw chunks of a series."""
@@ -326,6 +346,8 @@ class Reader:
             except Corruption:
                 if segment.version not in engine.segments:
                     return np.empty(0, CHUNK), 0
+                if engine.settings.read_only:
+                    self._check_still_there(segment)
                 engine.counters["corrupt_indexes"] += 1
                 chunks = salvage(engine.device, segment, engine.intern)
             return chunks, int(chunks.nbytes)
