@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from siltstone import errors
 from siltstone.serve import exposition
 from siltstone.serve.http import OwnRoutes, application
+from siltstone.serve.metadata import Metadata
 from siltstone.serve.observe import Observer, Recorder
 from siltstone.serve.parameters import FORM_BYTES_MAX
 from siltstone.serve.prometheus import EMPTY, POINTS_MAX, PrometheusApi
@@ -37,48 +38,33 @@ class Engine:
         self.wait: Callable[[Callable[[], bool]], None] | None = None
         self.appended: list[tuple[Any, ...]] = []
 
-    def query(
-        self,
-        promql: str,
-        time: float | None = None,
-        *,
-        timeout: float | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> Answer:
-        self.calls.append(("query", promql, time, timeout))
+    def query(self, promql: str, time: float, **limits: Any) -> Answer:
+        self.calls.append(("query", promql, time, limits["limits"].timeout_seconds))
         if self.error:
             raise self.error
         return Answer('{"resultType":"scalar","result":[4,"2"]}')
 
     def query_range(
-        self,
-        promql: str,
-        start: float,
-        end: float,
-        step: float,
-        *,
-        timeout: float | None = None,
-        cancelled: Callable[[], bool] | None = None,
+        self, promql: str, start: float, end: float, step: float, **limits: Any
     ) -> Answer:
         self.calls.append(("query_range", promql, start, end, step))
         return Answer('{"resultType":"matrix","result":[]}')
 
-    def labels(self, match: Any = None, start: Any = None, end: Any = None) -> list[str]:
-        self.calls.append(("labels", match, start, end))
+    def labels(self) -> list[str]:
+        self.calls.append(("labels",))
         return ["__name__", "cpu", "host"]
 
-    def label_values(
-        self, name: str, match: Any = None, start: Any = None, end: Any = None
-    ) -> list[str]:
-        self.calls.append(("label_values", name, match, start, end))
+    def label_values(self, name: str) -> list[str]:
+        self.calls.append(("label_values", name))
         return ["a", "b"]
 
-    def list_series(self, match: Any, start: Any = None, end: Any = None) -> list[dict[str, str]]:
+    def list_series(
+        self, match: str | None, start: float | None = None, end: float | None = None
+    ) -> list[dict[str, str]]:
         self.calls.append(("list_series", match, start, end))
+        if match == "down":
+            return [{"__name__": "down"}]
         return [{"__name__": "up", "job": "x"}]
-
-    def metadata(self) -> dict[str, dict[str, str]]:
-        return {"up": {"type": "gauge"}, "x_total": {"type": "counter", "help": "xs"}}
 
     def stats(self) -> dict[str, Any]:
         return {"series": 3, "samples_appended": 9, "name": "text is no number"}
@@ -103,7 +89,10 @@ def engine() -> Engine:
 @pytest.fixture
 def client(engine: Engine) -> Iterator[TestClient]:
     clock = ManualClock(NOW_MS)
-    api = PrometheusApi(engine, clock, version="0.0.0")
+    metadata = Metadata()
+    metadata.note("x_total", "counter", help="xs")
+    metadata.note("up", "gauge")
+    api = PrometheusApi(engine, clock, version="0.0.0", metadata=metadata)
     own = OwnRoutes(Observer(clock, metrics=engine))
     with TestClient(application([*api.routes(), *own.routes()])) as client:
         yield client
@@ -232,28 +221,31 @@ def test_an_error_that_nobody_foresaw_is_named_by_its_class_only(
 
 
 def test_labels_and_their_limit(client: TestClient, engine: Engine) -> None:
-    response = client.get(
-        "/api/v1/labels", params={"limit": "2", "match[]": "up", "start": "1", "end": "2"}
-    )
+    response = client.get("/api/v1/labels", params={"limit": "2"})
     assert response.json() == {
         "status": "success",
         "data": ["__name__", "cpu"],
         "warnings": ["results truncated due to limit"],
     }
-    assert engine.calls == [("labels", ["up"], 1.0, 2.0)]
+    response = client.get("/api/v1/labels", params={"match[]": "up", "start": "1", "end": "2"})
+    assert response.json() == {"status": "success", "data": ["__name__", "job"]}
+    assert engine.calls == [("labels",), ("list_series", "up", 1.0, 2.0)]
 
 
 def test_values_of_a_label(client: TestClient, engine: Engine) -> None:
     assert client.get("/api/v1/label/__name__/values?limit=40000").json()["data"] == ["a", "b"]
-    assert engine.calls == [("label_values", "__name__", None, None, None)]
+    response = client.get("/api/v1/label/__name__/values?match[]=up&match[]=down")
+    assert response.json()["data"] == ["down", "up"]
+    assert client.get("/api/v1/label/host/values?start=1").json()["data"] == []
+    assert engine.calls[0] == ("label_values", "__name__")
+    assert engine.calls[-1] == ("list_series", None, 1.0, None)
     response = client.get("/api/v1/label/a-b/values")
     assert error_of(response, 400, "bad_data") == 'invalid label name: "a-b"'
 
 
-def test_series(client: TestClient, engine: Engine) -> None:
-    response = client.post("/api/v1/series", data={"match[]": ["up", '{job="x"}']})
-    assert response.json()["data"] == [{"__name__": "up", "job": "x"}]
-    assert engine.calls == [("list_series", ["up", '{job="x"}'], None, None)]
+def test_series(client: TestClient) -> None:
+    response = client.post("/api/v1/series", data={"match[]": ["up", "down", '{job="x"}']})
+    assert response.json()["data"] == [{"__name__": "down"}, {"__name__": "up", "job": "x"}]
     response = client.get("/api/v1/series")
     assert error_of(response, 400, "bad_data") == "no match[] parameter provided"
 

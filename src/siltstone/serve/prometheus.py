@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -22,6 +22,8 @@ from starlette.routing import Route
 
 from siltstone import errors
 from siltstone.clock import Clock
+from siltstone.metrics.promql import Limits
+from siltstone.serve.metadata import Metadata
 from siltstone.serve.parameters import (
     BodyTooLarge,
     duration_of,
@@ -63,51 +65,30 @@ class Answer(Protocol):
 class Queryable(Protocol):
     """What the API asks of an engine; `siltstone.Metrics` is one. Times are Unix seconds."""
 
-    def query(
-        self,
-        promql: str,
-        time: float | None = None,
-        *,
-        timeout: float | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> Answer: ...
+    def query(self, promql: str, time: float, **limits: Any) -> Answer: ...
 
     def query_range(
-        self,
-        promql: str,
-        start: float,
-        end: float,
-        step: float,
-        *,
-        timeout: float | None = None,
-        cancelled: Callable[[], bool] | None = None,
+        self, promql: str, start: float, end: float, step: float, **limits: Any
     ) -> Answer: ...
 
-    def labels(
-        self,
-        match: Sequence[str] | None = None,
-        start: float | None = None,
-        end: float | None = None,
-    ) -> list[str]: ...
+    def labels(self) -> list[str]: ...
 
-    def label_values(
-        self,
-        name: str,
-        match: Sequence[str] | None = None,
-        start: float | None = None,
-        end: float | None = None,
-    ) -> list[str]: ...
+    def label_values(self, name: str) -> list[str]: ...
 
     def list_series(
-        self,
-        match: Sequence[str],
-        start: float | None = None,
-        end: float | None = None,
-    ) -> list[Mapping[str, str]]: ...
-
-    def metadata(self) -> Mapping[str, Mapping[str, str]]: ...
+        self, match: str | None, start: float | None = None, end: float | None = None
+    ) -> list[dict[str, str]]: ...
 
 
+class Selection(NamedTuple):
+    """Which series are asked about: those of any selector, alive in a range; None: no limit."""
+
+    match: tuple[str, ...]
+    start: float | None
+    end: float | None
+
+
+EVERYTHING = Selection((), None, None)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -165,12 +146,14 @@ class PrometheusApi:
         clock: Clock,
         *,
         version: str,
+        metadata: Metadata | None = None,
         timeout: float = TIMEOUT_SECONDS,
         points_max: int = POINTS_MAX,
     ) -> None:
         self.metrics = metrics
         self.clock = clock
         self.version = version
+        self.metadata_of = metadata if metadata is not None else Metadata()
         self.timeout = timeout
         self.points_max = points_max
         self.queries = 0
@@ -199,12 +182,10 @@ class PrometheusApi:
     async def query(self, request: Request) -> Response:
         found = await parameters(request)
         time = time_of(found, "time", self.clock.now_ms() / 1000)
-        timeout = self._timeout(found)
+        text, limits = first(found, "query"), self._limits(found)
         return await self._run(
             request,
-            lambda cancelled: self.metrics.query(
-                first(found, "query"), time, timeout=timeout, cancelled=cancelled
-            ),
+            lambda cancelled: self.metrics.query(text, time, limits=limits, cancelled=cancelled),
         )
 
     async def query_range(self, request: Request) -> Response:
@@ -212,11 +193,11 @@ class PrometheusApi:
         start, end = time_of(found, "start"), time_of(found, "end")
         step = duration_of(found, "step")
         self._check_range(start, end, step)
-        timeout = self._timeout(found)
+        text, limits = first(found, "query"), self._limits(found)
         return await self._run(
             request,
             lambda cancelled: self.metrics.query_range(
-                first(found, "query"), start, end, step, timeout=timeout, cancelled=cancelled
+                text, start, end, step, limits=limits, cancelled=cancelled
             ),
         )
 
@@ -236,8 +217,9 @@ class PrometheusApi:
                 "Try decreasing the query resolution (?step=XX)"
             )
 
-    def _timeout(self, found: Mapping[str, Sequence[str]]) -> float:
-        return min(duration_of(found, "timeout", self.timeout), self.timeout)
+    def _limits(self, found: Mapping[str, Sequence[str]]) -> Limits:
+        seconds = min(duration_of(found, "timeout", self.timeout), self.timeout)
+        return Limits(timeout_seconds=seconds, points_max=self.points_max + 1)
 
     async def _run(
         self, request: Request, evaluate: Callable[[Callable[[], bool]], Answer]
@@ -263,8 +245,14 @@ class PrometheusApi:
 
     async def labels(self, request: Request) -> Response:
         found = await parameters(request)
-        arguments = self._selection(found)
-        names = await run_in_threadpool(lambda: self.metrics.labels(*arguments))
+        selection = self._selection(found)
+        names = await run_in_threadpool(
+            lambda: (
+                self.metrics.labels()
+                if selection == EVERYTHING
+                else sorted({name for labels in self._series(selection) for name in labels})
+            )
+        )
         return _limited(names, limit_of(found))
 
     async def label_values(self, request: Request) -> Response:
@@ -272,34 +260,44 @@ class PrometheusApi:
         name = request.path_params["name"]
         if not _LABEL_NAME.fullmatch(name):
             raise errors.ProtocolError(f'invalid label name: "{name}"')
-        arguments = self._selection(found)
-        values = await run_in_threadpool(lambda: self.metrics.label_values(name, *arguments))
+        selection = self._selection(found)
+        values = await run_in_threadpool(
+            lambda: (
+                self.metrics.label_values(name)
+                if selection == EVERYTHING
+                else sorted({one[name] for one in self._series(selection) if name in one})
+            )
+        )
         return _limited(values, limit_of(found))
 
     async def series(self, request: Request) -> Response:
         found = await parameters(request)
-        match, start, end = self._selection(found)
-        if not match:
+        selection = self._selection(found)
+        if not selection.match:
             raise errors.ProtocolError("no match[] parameter provided")
-        series = await run_in_threadpool(lambda: self.metrics.list_series(match, start, end))
-        return _limited([dict(labels) for labels in series], limit_of(found))
+        series = await run_in_threadpool(lambda: self._series(selection))
+        return _limited(series, limit_of(found))
 
-    def _selection(
-        self, found: Mapping[str, Sequence[str]]
-    ) -> tuple[list[str] | None, float | None, float | None]:
-        """match[], start, end; None where nothing is said."""
-        start = time_of(found, "start") if first(found, "start") else None
-        end = time_of(found, "end") if first(found, "end") else None
-        return list(found.get("match[]", ())) or None, start, end
+    def _selection(self, found: Mapping[str, Sequence[str]]) -> Selection:
+        return Selection(
+            tuple(found.get("match[]", ())),
+            time_of(found, "start") if first(found, "start") else None,
+            time_of(found, "end") if first(found, "end") else None,
+        )
+
+    def _series(self, selection: Selection) -> list[dict[str, str]]:
+        """Each label set that one of the selectors finds, once, by its sorted labels."""
+        found: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+        for match in selection.match or (None,):
+            for labels in self.metrics.list_series(match, selection.start, selection.end):
+                found[tuple(sorted(labels.items()))] = labels
+        return [found[key] for key in sorted(found)]
 
     async def metadata(self, request: Request) -> Response:
         found = await parameters(request)
         wanted, limit = first(found, "metric"), limit_of(found)
-        data = {
-            name: [{"type": "unknown", "help": "", "unit": ""} | dict(known)]
-            for name, known in self.metrics.metadata().items()
-            if not wanted or name == wanted
-        }
+        known = self.metadata_of.items()
+        data = {name: [one.as_dict()] for name, one in known if not wanted or name == wanted}
         if limit:
             data = dict(list(data.items())[:limit])
         return success(data)
