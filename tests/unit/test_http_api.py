@@ -67,7 +67,7 @@ class Engine:
         return [{"__name__": "up", "job": "x"}]
 
     def stats(self) -> dict[str, Any]:
-        return {"series": 3, "samples_appended": 9, "name": "text is no number"}
+        return {"series_live": 3, "samples": 9, "retention": {"seconds": 60.0}}
 
     def segments(self) -> list[dict[str, Any]]:
         return [
@@ -291,6 +291,7 @@ def test_own_metrics_are_exposed(client: TestClient) -> None:
     assert "# TYPE siltstone_metrics_samples_appended_total counter" in lines
     assert 'siltstone_metrics_segments{state="open"} 1' in lines
     assert "siltstone_metrics_live_bytes 5" in lines
+    assert "siltstone_metrics_retention_forecast_seconds 60" in lines
 
 
 def test_segments_are_told(client: TestClient) -> None:

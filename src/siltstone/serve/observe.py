@@ -38,6 +38,17 @@ class MetricsLike(Protocol):
     def append(self, name: str, labels: Mapping[str, str], time: float, value: float) -> Any: ...
 
 
+class ApiLike(Protocol):
+    queries: int
+    queries_failed: int
+
+
+class WriterLike(Protocol):
+    requests: int
+    samples: int
+    rejected: int
+
+
 # Of the cache: our name, its label, the name in `Cache.stats()`.
 CACHE: Sequence[tuple[str, dict[str, str], str]] = (
     ("siltstone_cache_items", {"tier": "ram"}, "items_ram"),
@@ -68,8 +79,18 @@ CACHE_LATENCIES: Sequence[tuple[str, str, str]] = (
     ("write", "0.5", "device_write_p50_us"),
     ("write", "0.99", "device_write_p99_us"),
 )
-# A name of `Metrics.stats()` that ends so is a counter.
-COUNTERS = ("_total", "_appended", "_rejected", "_written", "_read")
+# Of the time series: our name, the path in `Metrics.stats()`.
+METRICS: Sequence[tuple[str, tuple[str, ...]]] = (
+    ("siltstone_metrics_series", ("series_live",)),
+    ("siltstone_metrics_samples_appended_total", ("samples",)),
+    ("siltstone_metrics_samples_late_total", ("samples_late",)),
+    ("siltstone_metrics_samples_rejected_total", ("samples_rejected",)),
+    ("siltstone_metrics_size_on_disk_bytes", ("size_on_disk",)),
+    ("siltstone_metrics_retention_limit_bytes", ("retention_size",)),
+    ("siltstone_metrics_retention_forecast_seconds", ("retention", "seconds")),
+    ("siltstone_metrics_write_amplification_ratio", ("write_amplification",)),
+    ("siltstone_metrics_write_errors_total", ("write_errors",)),
+)
 
 
 class Observer:
@@ -81,15 +102,19 @@ class Observer:
         *,
         cache: CacheLike | None = None,
         metrics: MetricsLike | None = None,
+        api: ApiLike | None = None,
+        writer: WriterLike | None = None,
     ) -> None:
         self.clock = clock
+        self.api = api
+        self.writer = writer
         self.cache = cache
         self.metrics = metrics
         self.started_ns = clock.monotonic_ns()
 
     def samples(self) -> list[Sample]:
         """Everything, now."""
-        return [*self._process(), *self._cache(), *self._metrics()]
+        return [*self._process(), *self._http(), *self._cache(), *self._metrics()]
 
     def segments(self) -> dict[str, list[dict[str, Any]]]:
         """The segment map of each engine: state, live share, age (`Cache.segments()`)."""
@@ -117,13 +142,24 @@ class Observer:
                 yield Sample(name, labels, stats[source] / 1e6)
         yield from _segments("siltstone_cache", self.cache.segments())
 
+    def _http(self) -> Iterator[Sample]:
+        if self.api is not None:
+            yield Sample("siltstone_http_queries_total", {}, self.api.queries)
+            yield Sample("siltstone_http_queries_failed_total", {}, self.api.queries_failed)
+        if self.writer is not None:
+            yield Sample("siltstone_http_writes_total", {}, self.writer.requests)
+            yield Sample("siltstone_http_samples_written_total", {}, self.writer.samples)
+            yield Sample("siltstone_http_samples_rejected_total", {}, self.writer.rejected)
+
     def _metrics(self) -> Iterator[Sample]:
         if self.metrics is None:
             return
-        for key, value in self.metrics.stats().items():
-            if isinstance(value, (int, float)):
-                counted = key.endswith(COUNTERS) and not key.endswith("_total")
-                name = f"siltstone_metrics_{key}{'_total' if counted else ''}"
+        stats = self.metrics.stats()
+        for name, path in METRICS:
+            value: Any = stats
+            for part in path:
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value is not None:
                 yield Sample(name, {}, float(value))
         yield from _segments("siltstone_metrics", self.metrics.segments())
 

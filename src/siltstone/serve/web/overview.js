@@ -17,7 +17,7 @@ const TILES = [
   ["series", "", "siltstone_metrics_series"],
   ["samples a second", "/s", "rate(siltstone_metrics_samples_appended_total[1m])"],
   ["metrics on disk", "bytes", "siltstone_metrics_size_on_disk_bytes"],
-  ["retention reaches back", "seconds", "time() - siltstone_metrics_oldest_seconds"],
+  ["quota lasts for", "seconds", "siltstone_metrics_retention_forecast_seconds"],
   ["up", "seconds", "siltstone_process_uptime_seconds"],
 ];
 

@@ -1,0 +1,169 @@
+"""The routes that write samples: remote_write, exposition text, Influx lines, OTLP.
+
+A request is handed to the operating system before it is answered, so that `kill -9` loses nothing
+that was acknowledged. Bodies are bounded, unpacked ones too. Samples older than the out-of-order
+window are counted and not stored, and the request succeeds: a sender would only send them again.
+What a body means is decided by the parsers in `ingest/` and `remote_write.pyx`.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from siltstone.clock import Clock
+from siltstone.errors import InvalidValue, ProtocolError
+from siltstone.serve.ingest import influx, otlp, prometheus_text
+from siltstone.serve.ingest.rows import Parsed
+from siltstone.serve.metadata import Metadata
+from siltstone.serve.parameters import BodyTooLarge, first, parameters, read_body
+from siltstone.serve.prometheus import answered
+from siltstone.serve.remote_write import Decoder
+
+
+class Writable(Protocol):
+    """What is written to; `siltstone.Metrics` is one."""
+
+    def series(self, name: str, labels: Mapping[str, str] | None = None) -> Any: ...
+
+    def write_ids(self, ids: Any, times: Any, values: Any, *, backfill: bool = False) -> int: ...
+
+    def flush(self) -> None: ...
+
+
+class Writer:
+    """The routes, and what came in by them."""
+
+    def __init__(
+        self, metrics: Writable, metadata: Metadata, clock: Clock, *, body_bytes_max: int
+    ) -> None:
+        self.metrics = metrics
+        self.metadata = metadata
+        self.clock = clock
+        self.body_bytes_max = body_bytes_max
+        self.requests = self.samples = self.rejected = 0
+        self._decoder = Decoder(self._resolve, body_bytes_max=body_bytes_max)
+        self._decoding = threading.Lock()  # the decoder's cache of label sets is one thread's
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(path, answered(handler), methods=["POST"])
+            for path, handler in (
+                ("/api/v1/write", self.remote_write),
+                ("/api/v1/import/prometheus", self.exposition),
+                ("/write", self.influx),
+                ("/api/v2/write", self.influx),
+                ("/api/v1/otlp/v1/metrics", self.otlp),
+            )
+        ]
+
+    def _resolve(self, labels: Mapping[str, str]) -> int:
+        return int(self.metrics.series("", labels).id)
+
+    # Protocols ----------------------------------------------------------------------------
+
+    async def remote_write(self, request: Request) -> Response:
+        encoding = request.headers.get("content-encoding", "snappy")
+        if encoding != "snappy":
+            raise ProtocolError(f"remote_write bodies are snappy, not {encoding!r}")
+        body = await read_body(request, self.body_bytes_max)
+        await run_in_threadpool(lambda: self._store_remote(body))
+        return Response(status_code=204)
+
+    def _store_remote(self, body: bytes) -> None:
+        with self._decoding:
+            batch = self._decoder.decode(body)
+            try:
+                accepted = self.metrics.write_ids(batch.ids, batch.times, batch.values)
+            except InvalidValue:
+                # a series went idle and lost its id since the decoder learned it
+                self._decoder.forget()
+                batch = self._decoder.decode(body)
+                accepted = self.metrics.write_ids(batch.ids, batch.times, batch.values)
+        self._done(len(batch.ids), accepted, batch.metadata)
+
+    async def exposition(self, request: Request) -> Response:
+        found = await parameters(request)
+        time_ms = _whole(first(found, "timestamp"))
+        body = await self._body(request)
+        openmetrics = "openmetrics" in request.headers.get("content-type", "")
+        return await self._stored(
+            lambda: prometheus_text.parse(body, openmetrics=openmetrics), time_ms
+        )
+
+    async def influx(self, request: Request) -> Response:
+        found = await parameters(request)
+        unit, database = first(found, "precision"), first(found, "db")
+        body = await self._body(request)
+        return await self._stored(lambda: influx.parse(body, precision=unit, database=database))
+
+    async def otlp(self, request: Request) -> Response:
+        body = await self._body(request)
+        json = "json" in request.headers.get("content-type", "")
+        await self._stored(lambda: otlp.parse(body, json=json))
+        # an empty ExportMetricsServiceResponse: all was taken
+        if json:
+            return Response("{}", media_type="application/json")
+        return Response(b"", media_type="application/x-protobuf")
+
+    # Storing ------------------------------------------------------------------------------
+
+    async def _stored(
+        self, parse: Callable[[], Parsed], time_ms: int | None = None
+    ) -> Response:
+        def store() -> None:
+            parsed = parse()
+            now_ms = self.clock.now_ms() if time_ms is None else time_ms
+            columns = parsed.columns(self._resolve, now_ms)
+            self._done(
+                len(columns.ids), self.metrics.write_ids(*columns, backfill=True), parsed.metadata
+            )
+
+        await run_in_threadpool(store)
+        return Response(status_code=204)
+
+    def _done(self, samples: int, accepted: int, metadata: Mapping[str, Mapping[str, str]]) -> None:
+        self.metrics.flush()
+        for name, known in metadata.items():
+            self.metadata.note(name, **known)
+        self.requests += 1
+        self.samples += accepted
+        self.rejected += samples - accepted
+
+    async def _body(self, request: Request) -> bytes:
+        body = await read_body(request, self.body_bytes_max)
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding == "gzip":
+            return _inflated(body, self.body_bytes_max)
+        if encoding != "identity":
+            raise ProtocolError(f"content-encoding {encoding!r}: gzip or none")
+        return body
+
+
+def _inflated(body: bytes, limit: int) -> bytes:
+    reader = zlib.decompressobj(wbits=31)
+    try:
+        plain = reader.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise ProtocolError(f"the body is no gzip: {error}") from None
+    if len(plain) > limit:
+        raise BodyTooLarge(f"the body unpacks to more than {limit} bytes: send less at a time")
+    if not reader.eof:
+        raise ProtocolError("the gzip body ends too early")
+    return plain
+
+
+def _whole(text: str) -> int | None:
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ProtocolError(f"timestamp {text!r}: whole milliseconds") from None
