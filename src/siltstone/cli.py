@@ -25,6 +25,8 @@ from siltstone import codecs, config, errors, segment_map, transfer
 from siltstone.cache.existing import existing_options
 from siltstone.client import MemcachedClient
 from siltstone.clock import SYSTEM_CLOCK
+from siltstone.metrics.settings import MetricsSettings
+from siltstone.serve.http_settings import HttpSettings
 from siltstone.serve.settings import Settings
 
 FINE, WRONG, USAGE = 0, 1, 2
@@ -121,6 +123,10 @@ def serve(
         str | None,
         typer.Option("--memcached", help="HOST:PORT or a Unix socket, several with commas."),
     ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option("--http", help="HOST:PORT of Prometheus' API and the dashboard, or off."),
+    ] = None,
     ram: Annotated[str | None, typer.Option("--ram", help='Memory limit, "64MiB".')] = None,
     flash: Annotated[str | None, typer.Option("--flash", help='Flash, "1GiB".')] = None,
     setting: Annotated[
@@ -131,11 +137,12 @@ def serve(
         int, typer.Option("--verbose", "-v", count=True, help="Say more on stderr.")
     ] = 0,
 ) -> int:
-    """Run the server in the foreground: a cache, over the memcached protocol."""
-    settings = _load(file, _flags(setting, data=data, memcached=memcached, ram=ram, flash=flash))
+    """Run the server in the foreground: a cache over the memcached protocol, metrics over HTTP."""
+    flags = _flags(setting, data=data, memcached=memcached, http=http, ram=ram, flash=flash)
+    settings = _load(file, flags)
     from siltstone.daemon import run_server
 
-    return run_server(settings["cache"], settings["memcached"], verbose)
+    return run_server(settings, verbose)
 
 
 @app.command("memcached", context_settings={"ignore_unknown_options": True})
@@ -151,6 +158,7 @@ def _flags(
     *,
     data: Path | None = None,
     memcached: str | None = None,
+    http: str | None = None,
     ram: str | None = None,
     flash: str | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -167,6 +175,7 @@ def _flags(
         ("cache", "flash", flash),
         ("memcached", "listen", _listed(memcached, unix=False)),
         ("memcached", "unix_socket", _listed(memcached, unix=True)),
+        ("http", "listen", http),
     ):
         if given is not None:
             flags.setdefault(section, {})[key] = given
@@ -187,7 +196,7 @@ def _load(file: Path | None, flags: dict[str, dict[str, Any]]) -> dict[str, Any]
     named = os.environ.get("SILTSTONE_CONFIG")
     file = file or (Path(named) if named else None)
     return config.load(
-        [config.CacheSettings, Settings],
+        [config.CacheSettings, Settings, HttpSettings, MetricsSettings],
         file=file,
         environ=os.environ,
         flags=flags,

@@ -10,8 +10,10 @@ import logging
 import os
 import pwd
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import siltstone
 from siltstone import memcached_flags
@@ -19,6 +21,7 @@ from siltstone.config import CacheSettings, names_of
 from siltstone.errors import ConfigError, EnvironmentFailure, SiltstoneError
 from siltstone.memcached_flags import EXIT_FAILURE, EXIT_NO_USER, EXIT_OS, Refused
 from siltstone.serve import server
+from siltstone.serve.http_settings import HttpSettings
 from siltstone.serve.settings import Settings
 from siltstone.serve.statistics import PROTOCOL_VERSION
 
@@ -27,12 +30,36 @@ log = logging.getLogger("siltstone")
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
-def run_server(cache_settings: CacheSettings, settings: Settings, verbose: int) -> int:
-    """`siltstone serve`: until SIGTERM, SIGINT or SIGUSR1."""
+def run_server(sections: Mapping[str, Any], verbose: int) -> int:
+    """`siltstone serve`: until SIGTERM, SIGINT or SIGUSR1. `sections`: settings by section."""
+    settings: Settings = sections["memcached"]
     _log_to_stderr(max(verbose, settings.verbosity) + 1)
-    with open_cache(cache_settings) as cache:
+    with open_cache(sections["cache"]) as cache, _monitored(cache, sections):
         server.run(cache, settings)
     return 0
+
+
+@contextmanager
+def _monitored(cache: siltstone.Cache, sections: Mapping[str, Any]) -> Iterator[None]:
+    """The time series and the HTTP port, while it lasts."""
+    http: HttpSettings = sections["http"]
+    monitoring = None
+    if http.address is not None:
+        try:
+            from siltstone.serve.monitoring import open_monitoring
+        except ImportError as error:
+            text = f"HTTP needs the package {error.name}: pip install 'siltstone[server,metrics]'"
+            if http.chosen:
+                raise ConfigError(f"{text}, or --http off") from None
+            log.warning("%s; going on without", text)
+        else:
+            data = sections["cache"].path
+            monitoring = open_monitoring(cache, http, sections["metrics"], data)
+    try:
+        yield
+    finally:
+        if monitoring is not None:
+            monitoring.close()
 
 
 def open_cache(settings: CacheSettings) -> siltstone.Cache:
