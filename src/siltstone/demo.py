@@ -148,6 +148,7 @@ class Server:
             str(directory / "data"),
         ]
         command += ["--memcached", f"127.0.0.1:{self.port}", "--ram", ram, "--flash", flash]
+        command += ["--http", "off"]  # its memory is not the cache's
         with open(self._log, "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         self._wait_until_it_answers()

@@ -339,6 +339,12 @@ class Metrics:
             found["background"] = self._background.stats()
         return found
 
+    def segments(self) -> list[dict[str, Any]]:
+        """The segment map: each slot's state, stream, filled and live bytes."""
+        from siltstone.metrics.statistics import segment_map
+
+        return segment_map(self.engine)
+
     @property
     def size_on_disk(self) -> int:
         """Bytes of allocated blocks; never above retention_size."""

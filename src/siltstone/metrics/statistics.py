@@ -49,3 +49,27 @@ def statistics(engine: Engine) -> dict[str, Any]:
         "journal": journal,
         "device": engine.device.handle.stats(),
     }
+
+
+def segment_map(engine: Engine) -> list[dict[str, Any]]:
+    """Every slot of the device, as `Cache.segments()` tells them: state, stream, bytes.
+
+    Streams: "journal", "fresh", "raw", "tier_1", ... All that is filled of a segment of chunks is
+    live until retention drops it whole.
+    """
+    names = {FRESH: "fresh", RAW: "raw"}
+    slots = {
+        slot["slot"]: {**slot, "stream": None if slot["state"] == "free" else "journal"}
+        for slot in engine.log.segments()
+    }
+    for segment in engine.segments.values():
+        slots[segment.slot] = {
+            "slot": segment.slot,
+            "state": "sealed" if segment.sealed else "open",
+            "stream": names.get(segment.kind, f"tier_{segment.kind - TIER + 1}"),
+            "version": segment.version,
+            "filled_bytes": segment.end,
+            "live_bytes": segment.end,
+        }
+    free = {"state": "free", "stream": None, "version": 0, "filled_bytes": 0, "live_bytes": 0}
+    return [slots.get(slot, free | {"slot": slot}) for slot in range(engine.settings.slots)]

@@ -12,7 +12,7 @@ import errno
 import logging
 from pathlib import Path
 
-import siltstone
+from siltstone import __version__
 from siltstone.cache.cache import Cache
 from siltstone.clock import SYSTEM_CLOCK, Clock
 from siltstone.config import MIB
@@ -45,7 +45,7 @@ class Monitoring:
         self.api = PrometheusApi(
             metrics,
             clock,
-            version=siltstone.__version__,
+            version=__version__,
             metadata=metadata,
             timeout=settings.query_timeout,
             points_max=settings.points_max,

@@ -115,9 +115,7 @@ class Writer:
 
     # Storing ------------------------------------------------------------------------------
 
-    async def _stored(
-        self, parse: Callable[[], Parsed], time_ms: int | None = None
-    ) -> Response:
+    async def _stored(self, parse: Callable[[], Parsed], time_ms: int | None = None) -> Response:
         def store() -> None:
             parsed = parse()
             now_ms = self.clock.now_ms() if time_ms is None else time_ms
