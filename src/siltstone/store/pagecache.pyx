@@ -505,9 +505,12 @@ cdef class Pages:
 
     def _finish(self):
         """Small and quick to open, if there is room for that; what was committed stays anyway."""
+        cdef uint64_t before = self.pages.counters.table_bytes
         try:
             self._compact()
             self._checkpoint()
+            if self.pages.counters.table_bytes - before > BLOCK_ENTRIES * 64:
+                self._checkpoint()      # behind all those blocks: the next opening reads no more
         except EnvironmentFailure as error:
             if error.errno != errors_of_os.ENOSPC:
                 raise
