@@ -206,7 +206,8 @@ cdef class Pages:
             self._lock_file.take_or_refuse()
             self._lock_path()
         device = FileDevice([(os.path.join(path, "data"), None)], settings.segment_size,
-                            engine=engine, preallocate=False, lock=None,
+                            engine=engine, preallocate=False,
+                            lock=None if settings.read_only else "exclusive",
                             read_only=settings.read_only, mode=settings.mode)
         self._opened = device
         return device
