@@ -4,13 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 from siltstone import errors
 from siltstone.cache.cache import Cache
+from siltstone.store.store import Store
 
 if TYPE_CHECKING:
     from siltstone.metrics.metrics import Metrics
     from siltstone.store.pages import PageCache
 
 __version__ = "0.1.0"
-__all__ = ["Cache", "Metrics", "PageCache", "__version__", "errors"]
+__all__ = ["Cache", "Metrics", "PageCache", "Store", "__version__", "errors"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 import siltstone
-from siltstone import codecs, config, errors, segment_map, transfer
+from siltstone import codecs, config, errors, segment_map, store_commands, transfer
 from siltstone.cache.existing import existing_options
 from siltstone.client import MemcachedClient
 from siltstone.clock import SYSTEM_CLOCK
 from siltstone.metrics.settings import MetricsSettings
 from siltstone.serve.http_settings import HttpSettings
 from siltstone.serve.settings import Settings
+from siltstone.store_commands import StoreOption, TreeOption
 
 FINE, WRONG, USAGE = 0, 1, 2
 DEFAULT_SERVER = "127.0.0.1:11211"
@@ -51,7 +52,7 @@ ServerOption = Annotated[
     typer.Option("--server", help=f"HOST:PORT or a Unix socket.  [default: {DEFAULT_SERVER}]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-DirectoryArgument = Annotated[Path, typer.Argument(help="A cache's data directory.")]
+DirectoryArgument = Annotated[Path, typer.Argument(help="A data directory.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -259,7 +260,12 @@ def _is_netdata(path: Path) -> bool:
     return any(any(path.glob(pattern)) for pattern in patterns)
 
 
-def _where(path: Path | None, server: str | None) -> str | None:
+store_commands.add_to(app)
+
+
+def _where(path: Path | None, server: str | None, store: Path | None = None) -> str | None:
+    if store is not None and (path is not None or server is not None):
+        raise errors.ConfigError("--store excludes --path and --server")
     if path is not None and server is not None:
         raise errors.ConfigError("--path and --server exclude each other")
     return None if path is not None else server or DEFAULT_SERVER
@@ -270,10 +276,14 @@ def get(
     key: str,
     path: PathOption = None,
     server: ServerOption = None,
+    store: StoreOption = None,
+    tree: TreeOption = "",
     as_json: JsonOption = False,
 ) -> int:
     """Print a value: bytes and text as they are, objects as JSON."""
-    address = _where(path, server)
+    address = _where(path, server, store)
+    if store is not None:
+        return store_commands.get(store, key, tree, as_json)
     if address is not None:
         with MemcachedClient(address) as client:
             found = client.get(key.encode())
@@ -318,9 +328,16 @@ def set_value(
     ] = "str",
     path: PathOption = None,
     server: ServerOption = None,
+    store: StoreOption = None,
+    tree: TreeOption = "",
 ) -> None:
     """Store a value."""
-    address = _where(path, server)
+    address = _where(path, server, store)
+    if store is not None:
+        if ttl is not None:
+            raise errors.ConfigError("--ttl: records of a store do not expire")
+        store_commands.put(store, key, value, tree)
+        return
     stored = sys.stdin.buffer.read() if value == "-" else _typed(value, kind)
     seconds = None if ttl is None else config.parse_duration(ttl)
     if address is None:
@@ -350,9 +367,17 @@ def _typed(text: str, kind: str) -> Any:
 
 
 @app.command("delete")
-def delete(key: str, path: PathOption = None, server: ServerOption = None) -> int:
+def delete(
+    key: str,
+    path: PathOption = None,
+    server: ServerOption = None,
+    store: StoreOption = None,
+    tree: TreeOption = "",
+) -> int:
     """Delete an item; exit code 1 if there was none."""
-    address = _where(path, server)
+    address = _where(path, server, store)
+    if store is not None:
+        return store_commands.delete(store, key, tree)
     if address is None:
         assert path is not None
         with _opened(path) as cache:
@@ -369,10 +394,15 @@ def keys(
     limit: Annotated[int | None, typer.Option("--limit", min=1)] = None,
     path: PathOption = None,
     server: ServerOption = None,
+    store: StoreOption = None,
+    tree: TreeOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """List the keys, one a line; keys that are no text as Python writes them."""
-    address = _where(path, server)
+    address = _where(path, server, store)
+    if store is not None:
+        store_commands.keys(store, prefix, limit, tree, as_json)
+        return
     if address is None:
         assert path is not None
         with _opened(path) as cache:
@@ -410,12 +440,15 @@ def stats(
     ] = "",
     path: PathOption = None,
     server: ServerOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the statistics."""
-    address = _where(path, server)
+    address = _where(path, server, store)
     values: dict[str, Any]
-    if address is None:
+    if store is not None:
+        values = store_commands.stats(store)
+    elif address is None:
         assert path is not None
         with _opened(path) as cache:
             values = dict(cache.stats())
@@ -464,10 +497,13 @@ def inspect(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the flash: one cell a segment, and what each stream holds.
+    """Show the flash of a cache, a cell a segment; or the trees and segments of a store.
 
     Of a directory of Netdata's files: tiers, files, series, time ranges, damage.
     """
+    if store_commands.is_store(path):
+        store_commands.inspect(path, details, as_json)
+        return
     if _is_netdata(path):
         with _netdata(path, names) as (view, netdata_map):
             if as_json:
@@ -489,6 +525,8 @@ def inspect(
 def verify(path: DirectoryArgument, as_json: JsonOption = False) -> int:
     """Read and check everything; exit code 1 if something is wrong. Works beside a server."""
     report: Any
+    if store_commands.is_store(path):
+        return store_commands.verify(path, as_json)
     if _is_netdata(path):
         with _netdata(path, None) as (view, _):
             report = view.verify()
@@ -506,6 +544,7 @@ def verify(path: DirectoryArgument, as_json: JsonOption = False) -> int:
 
 @app.command("bench")
 def bench(
+    what: Annotated[str, typer.Argument(help="cache or store.")] = "cache",
     items: Annotated[int, typer.Option("--items", min=1)] = 100_000,
     size: Annotated[str, typer.Option("--size", help="Bytes of a value.")] = "100",
     path: PathOption = None,
@@ -516,7 +555,11 @@ def bench(
     from siltstone import load
 
     value_bytes = config.parse_size(size)
-    if server is not None:
+    if what not in ("cache", "store") or (what == "store" and server is not None):
+        raise errors.ConfigError(f"bench {what}: measures a cache (also of a server) or a store")
+    if what == "store":
+        results = store_commands.bench(path, items, value_bytes)
+    elif server is not None:
         _where(path, server)
         results = load.against_server(server, items, value_bytes)
     elif path is not None:

@@ -83,6 +83,14 @@ class QueryCancelled(CallerError, RuntimeError):
     """A query that its caller stopped."""
 
 
+class EventsLost(CallerError, RuntimeError):
+    """A watch was read too slowly: `count` events are missing here. Iterating again goes on."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} events were dropped: the watch was read too slowly")
+        self.count = count
+
+
 # A client's mistake -------------------------------------------------------------------------
 
 

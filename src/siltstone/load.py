@@ -73,6 +73,26 @@ def embedded(cache: siltstone.Cache, items: int, value_bytes: int) -> list[Measu
     ]
 
 
+def of_store(store: siltstone.Store, items: int, value_bytes: int) -> list[Measured]:
+    """Relaxed sets in random order, gets in another, durable sets, a scan of it all, deletes."""
+    keys, shuffled = _keys(items)
+    value = b"x" * value_bytes
+    durable = shuffled[: max(1, items // 100)]
+
+    def put(key: str, wait: bool | None) -> bool:
+        store.set(key.encode(), value, durable=wait)
+        return True
+
+    measured = [
+        timed("set", lambda key: put(key, None), shuffled),
+        timed("get", lambda key: store.get(key.encode()), keys),
+        timed("durable set", lambda key: put(key, True), durable),
+    ]
+    records = iter(store.items(prefix=PREFIX.encode()))
+    measured.append(timed("scanned record", lambda _: next(records, None), keys))
+    return [*measured, timed("delete", lambda key: store.delete(key.encode()), shuffled)]
+
+
 def against_server(address: str, items: int, value_bytes: int) -> list[Measured]:
     keys, shuffled = _keys(items)
     value = b"x" * value_bytes

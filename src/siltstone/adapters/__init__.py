@@ -1,0 +1,1 @@
+"""Faces of the Store for other libraries: `zarr` (extra [adapters]), `filesystem` (fsspec)."""
