@@ -9,7 +9,7 @@ SOURCES += $(wildcard src/siltstone/serve/web/*) tools/web/package.json
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: build demo serve test check format bench clean
+.PHONY: build demo serve test test-crash check format bench clean
 .DEFAULT_GOAL := build
 
 $(VENV)/ready: pyproject.toml
@@ -42,6 +42,10 @@ serve: build
 
 test: build
 	$(BIN)/python -m pytest $(ARGS)
+
+# Power cuts at every write and hundreds of kills: half an hour.
+test-crash: build
+	$(BIN)/python -m pytest -m crash --thorough -o faulthandler_timeout=3600 $(ARGS)
 
 # Lint, types, stubs against the compiled modules; tidiness and the import graph are tests.
 check: build

@@ -35,6 +35,7 @@ BENCHES = (
     "restart",
     "hitratio",
     "metrics",
+    "store",
 )
 RESULTS = Path(__file__).with_name("results")
 

@@ -1,8 +1,8 @@
 """The stores that are compared, each used as one who knows it would use it from Python.
 
 A side opens a directory and offers what a row asks for: `get` and `reader` (its fastest way to
-read many), `put`, `put_batch`, `delete`, `scan`, `ranges`, `sync`. "relaxed" survives the death of
-the process and may lose the last moments to a power cut; "durable" is on the medium on return.
+read many), `put`, `put_batch`, `delete`, `scan`, `ranges`, `sync`. "Relaxed" does not wait for the
+medium at each commit; "durable" is on the medium on return.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=1, help="seed of every random choice")
+    parser.addoption("--thorough", action="store_true", help="crash suites in full: minutes")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -32,6 +33,13 @@ def seed(request: pytest.FixtureRequest) -> int:
     """The seed of this run; pass it on to child processes."""
     number: int = request.config.getoption("seed")
     return number
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether there is time for every moment and hundreds of rounds (make test-crash)."""
+    chosen: bool = request.config.getoption("thorough")
+    return chosen
 
 
 @pytest.fixture

@@ -7,8 +7,12 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
+
+from fakes import SeededRandom
+
+import siltstone
 
 TINY: dict[str, Any] = {
     "segment_size": "16KiB",
@@ -75,6 +79,35 @@ def joined(key: bytes, old: bytes | None, operand: bytes) -> bytes | None:
     return old + b"," + operand
 
 
-def states_of(states: Iterable[dict[bytes, bytes]]) -> Iterator[frozenset[tuple[bytes, bytes]]]:
-    for state in states:
-        yield frozenset(state.items())
+TREES = ("", "users", "log")
+
+
+def on_device(device: Any, **options: Any) -> Any:
+    """A store over a device of the tests, without threads: `step()` does background work."""
+    seed = options.pop("rng_seed", 1)
+    options.setdefault("rng", SeededRandom(seed))
+    options.setdefault("workers", 0)  # callers do all I/O: one order of events
+    return siltstone.Store(None, device=device, background=False, **{**TINY, **options})
+
+
+def contents(store: Any) -> dict[str, dict[bytes, bytes]]:
+    """All trees, read with a cursor's eyes: keys must rise."""
+    found = {}
+    for name in ("", *store.trees()):
+        pairs = list((store.tree(name) if name else store).items())
+        keys = [key for key, _ in pairs]
+        assert keys == sorted(set(keys)), f"tree {name!r} is out of order"
+        found[name] = dict(pairs)
+    return found
+
+
+class States:
+    """`now` is what a store must hold; `all` what it held after each commit."""
+
+    def __init__(self, now: dict[str, dict[bytes, bytes]]) -> None:
+        self.now = now
+        self.all: list[dict[str, dict[bytes, bytes]]] = []
+        self.take()
+
+    def take(self) -> None:
+        self.all.append({name: dict(pairs) for name, pairs in self.now.items()})

@@ -30,6 +30,7 @@ from siltstone.store.report import Report
 from siltstone.store.settings import StoreSettings
 from siltstone.store.snapshot import Snapshot
 from siltstone.store.transaction import Batch, Transaction
+from siltstone.store.tree_check import check_trees
 from siltstone.store.trees import TreePages
 from siltstone.store.watch import Watch, Watchers
 
@@ -223,7 +224,10 @@ class Store(Tree):
 
     def verify(self, progress: Callable[[int, int], object] | None = None) -> Report:
         """Read and check every page and record; `progress(done, of)` is told now and then."""
-        return self._pages.verify(progress)
+        report = self._pages.verify(progress)
+        report.problems += check_trees(self._pages)
+        report.trees = 1 + len(self.trees())
+        return report
 
     def backup(
         self,

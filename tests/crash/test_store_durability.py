@@ -1,0 +1,130 @@
+"""The durability table of docs/store.md: one test for each cell, by name.
+
+Kills are real. A power cut is what a CrashDevice may leave at its worst: all that was not synced
+is gone.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import CrashDevice
+from storerig import contents, on_device
+
+import siltstone
+
+pytestmark = pytest.mark.crash
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "store.md"
+SLOTS, SEGMENT = 120, 16384
+LAST = b"last"
+
+
+def ended(path: Path, durability: str, how: str, durable: bool | None = None) -> bool:
+    """Whether the last of many commits is there after a process has ended so."""
+    script = f"""
+import os, signal, sys, siltstone
+store = siltstone.Store({str(path)!r}, durability={durability!r}, flush_interval=3600)
+for number in range(200):
+    store[b"%d" % number] = b"v" * 100
+store.set({LAST!r}, b"v", durable={durable!r})
+{how}
+"""
+    ran = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    assert ran.returncode in (0, -signal.SIGKILL)
+    with siltstone.Store(path) as store:
+        keys = {int(key) for key in store if key != LAST}
+        assert keys == set(range(len(keys)))  # a prefix
+        assert LAST not in store or len(keys) == 200
+        assert store.verify().ok
+        return LAST in store
+
+
+CLOSE, EXIT = "store.close()", "pass"
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def cut(durability: str, durable: bool | None = None, then: str = "") -> bool:
+    """Whether the last commit is there after a power cut that drops all that was not synced."""
+    device = CrashDevice(SLOTS, SEGMENT, engine="store")
+    store = on_device(device, durability=durability)
+    for number in range(50):
+        store[b"%d" % number] = b"v" * 100
+    store.set(LAST, b"v", durable=durable)
+    if then:
+        getattr(store, then)()
+    image, _ = device.durable_at(len(device.events))
+    with on_device(device.reopened(image)) as again:
+        found = contents(again)[""]
+        keys = {int(key) for key in found if key != LAST}
+        assert keys == set(range(len(keys)))
+        assert LAST not in found or len(keys) == 50
+        return LAST in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["sync", "interval", "none"])
+def test_close_keeps_everything(durability, tmp_path):
+    assert ended(tmp_path / "store", durability, CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["sync", "interval", "none"])
+def test_the_end_of_the_interpreter_keeps_everything(durability, tmp_path):
+    assert ended(tmp_path / "store", durability, EXIT)
+
+
+@pytest.mark.slow
+def test_kill_keeps_every_commit_with_sync(tmp_path):
+    assert ended(tmp_path / "store", "sync", KILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["interval", "none"])
+def test_kill_keeps_durable_commits(durability, tmp_path):
+    assert ended(tmp_path / "store", durability, KILL, durable=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["interval", "none"])
+def test_kill_keeps_a_prefix_up_to_the_last_sync(durability, tmp_path):
+    assert ended(tmp_path / "store", durability, "store.sync(); " + KILL)
+    assert not ended(tmp_path / "other", durability, KILL)
+
+
+def test_power_cut_keeps_every_commit_with_sync():
+    assert cut("sync")
+
+
+@pytest.mark.parametrize("durability", ["interval", "none"])
+def test_power_cut_keeps_durable_commits(durability):
+    assert cut(durability, durable=True)
+
+
+def test_power_cut_keeps_what_is_older_than_the_interval():
+    """The interval's tick is what the background thread does at every flush_interval."""
+    assert cut("interval", then="tick")
+    assert not cut("interval")
+
+
+@pytest.mark.parametrize("then", ["sync", "checkpoint", "close"])
+def test_power_cut_with_none_keeps_what_was_synced(then):
+    assert cut("none", then=then)
+    assert not cut("none")
+
+
+def test_relaxed_commit_of_a_sync_store_may_be_lost():
+    assert not cut("sync", durable=False)
+
+
+def test_every_cell_of_the_table_names_tests_that_exist():
+    table = DOCUMENT.read_text().split("| durability |")[1].split("\n\n")[0]
+    names = re.findall(r"`(test_\w+)`", table)
+    assert len(names) >= 8
+    here = Path(__file__).read_text()
+    assert [name for name in names if f"def {name}(" not in here] == []
