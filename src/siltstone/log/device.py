@@ -101,14 +101,10 @@ def open_lock_file(path: StrPath, *, create: bool = True, mode: int = 0o600) -> 
 
 
 def superblock_of(path: StrPath) -> Superblock | None:
-    """What a file says of itself, read without locks; None when it is missing or none of ours.
-
-    WrongFormat when it is ours and of a version that we do not read.
-    """
-    try:
-        file = _open_once(os.fspath(path), os.O_RDONLY)
-    except OSError:
+    """What a file says of itself, without locks; None: missing. WrongFormat, Corruption."""
+    if not os.path.isfile(path):
         return None
+    file = _open_once(os.fspath(path), os.O_RDONLY)
     try:
         header = os.pread(file.descriptor, FIRST_DATA_OFFSET, 0)
         return superblocks.newest(header, file.path) if header.strip(b"\0") else None
