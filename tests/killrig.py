@@ -296,7 +296,22 @@ class Rig:
         self.kills += 1
         self.kills_inside += 1
 
+    @contextlib.contextmanager
+    def nobody_is_left(self) -> Iterator[None]:
+        """A test that fails leaves no worker behind."""
+        try:
+            yield
+        finally:
+            for pid in self.running.values():
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            self.running.clear()
+
     def kill_often(self, kills: int) -> None:
+        with self.nobody_is_left():
+            self._kill_often(kills)
+
+    def _kill_often(self, kills: int) -> None:
         for place in range(self.workers):
             self.start(place)
         while self.kills < kills:
@@ -323,6 +338,10 @@ class Rig:
 
     def stop_often(self, stops: int) -> None:
         """One is stopped at any instruction; each of the others goes on meanwhile."""
+        with self.nobody_is_left():
+            self._stop_often(stops)
+
+    def _stop_often(self, stops: int) -> None:
         for place in range(self.workers):
             self.start(place)
         for _ in range(stops):

@@ -30,6 +30,7 @@ def main() -> int:
     allowlist.parent.mkdir(exist_ok=True)
     allowlist.write_text("\n".join(ALLOWED) + "\n")
     command = [sys.executable, "-m", "mypy.stubtest", "--allowlist", str(allowlist)]
+    command += ["--mypy-config-file", "pyproject.toml"]
     command += [
         "--ignore-unused-allowlist",
         "--ignore-missing-stub",

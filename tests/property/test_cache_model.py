@@ -183,6 +183,7 @@ class Model(RuleBasedStateMachine):
             assert status == O.OK
             item.value = value + item.value if before else item.value + value
             item.cas, item.stale, item.won = reply["cas"], False, False
+            item.fetched = False  # a new value, as memcached has it
 
     @rule(key=KEY, options=st.sampled_from(["", "WANT_VALUE"]))
     def delete(self, key: str, options: str) -> None:
