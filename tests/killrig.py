@@ -124,7 +124,8 @@ class Worker:
         while True:
             try:
                 cache = siltstone.Cache(self.path, **self.settings)
-            except errors.Busy:
+            except errors.Busy:  # somebody stopped at the door
+                self.board.busy[self.place] += 1
                 continue
             self.board.opens[self.place] += 1
             for _ in range(self.rng.randrange(1, 40)):
@@ -349,7 +350,7 @@ class Rig:
             self.wait_for_progress(place)
             time.sleep(self.rng.random() * 0.004)
             with self.stopped(place):
-                for other in self.running:
+                for other in list(self.running):
                     if other != place:
                         self.wait_for_progress(other, or_busy=True)
                 if self.rng.random() < 0.2:

@@ -10,7 +10,7 @@ import logging
 import os
 import pwd
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,32 +34,43 @@ def run_server(sections: Mapping[str, Any], verbose: int) -> int:
     """`siltstone serve`: until SIGTERM, SIGINT or SIGUSR1. `sections`: settings by section."""
     settings: Settings = sections["memcached"]
     _log_to_stderr(max(verbose, settings.verbosity) + 1)
-    with open_cache(sections["cache"]) as cache, _monitored(cache, sections):
-        server.run(cache, settings)
+    with open_cache(sections["cache"]) as cache, _monitored(cache, sections) as ready:
+        server.run(cache, settings, ready=ready)
     return 0
 
 
 @contextmanager
-def _monitored(cache: siltstone.Cache, sections: Mapping[str, Any]) -> Iterator[None]:
-    """The time series and the HTTP port, while it lasts."""
-    http: HttpSettings = sections["http"]
-    monitoring = None
-    if http.address is not None:
-        try:
-            from siltstone.serve.monitoring import open_monitoring
-        except ImportError as error:
-            text = f"HTTP needs the package {error.name}: pip install 'siltstone[server,metrics]'"
-            if http.chosen:
-                raise ConfigError(f"{text}, or --http off") from None
-            log.warning("%s; going on without", text)
-        else:
-            data = sections["cache"].path
-            monitoring = open_monitoring(cache, http, sections["metrics"], data)
-    try:
-        yield
-    finally:
+def _monitored(
+    cache: siltstone.Cache, sections: Mapping[str, Any]
+) -> Iterator[Callable[[server.Server], None]]:
+    """What opens the time series and the HTTP port once the memcached port is there."""
+    opened = []
+
+    def ready(_: server.Server) -> None:
+        monitoring = _open_monitoring(cache, sections)
         if monitoring is not None:
+            opened.append(monitoring)
+
+    try:
+        yield ready
+    finally:
+        for monitoring in opened:
             monitoring.close()
+
+
+def _open_monitoring(cache: siltstone.Cache, sections: Mapping[str, Any]) -> Any:
+    http: HttpSettings = sections["http"]
+    if http.address is None:
+        return None
+    try:
+        from siltstone.serve.monitoring import open_monitoring
+    except ImportError as error:
+        text = f"HTTP needs the package {error.name}: pip install 'siltstone[server,metrics]'"
+        if http.chosen:
+            raise ConfigError(f"{text}, or --http off") from None
+        log.warning("%s; going on without", text)
+        return None
+    return open_monitoring(cache, http, sections["metrics"], sections["cache"].path)
 
 
 def open_cache(settings: CacheSettings) -> siltstone.Cache:
@@ -134,6 +145,7 @@ def _information(action: str) -> str:
 
 
 def _log_to_stderr(verbosity: int) -> None:
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are ours
     logging.basicConfig(
         stream=sys.stderr,
         level=LEVELS[min(verbosity, len(LEVELS) - 1)],

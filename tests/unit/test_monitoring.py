@@ -22,7 +22,6 @@ from reference.protobuf import series
 import siltstone
 
 STARTED = re.compile(r"HTTP on (127\.0\.0\.1):(\d+)")
-NOW = time.time()
 
 
 class Server:
@@ -80,12 +79,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 def remote_write(name: str, value: float) -> bytes:
     """One sample of now, as a sender packs it."""
-    body = series({"__name__": name}, [(round(NOW * 1000), value)])
+    body = series({"__name__": name}, [(round(time.time() * 1000), value)])
     return bytes(cramjam.snappy.compress_raw(body))
 
 
 def test_every_protocol_writes_and_promql_reads(server: Server) -> None:
-    nanoseconds = round(NOW * 1e9)
+    nanoseconds = time.time_ns()
     otlp = {
         "resourceMetrics": [
             {"scopeMetrics": [{"metrics": [{"name": "by_otlp", "gauge": {"dataPoints": [

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from siltstone.clock import Clock
-from siltstone.errors import SiltstoneError
+from siltstone.errors import Closed, SiltstoneError
 from siltstone.serve.exposition import Sample
 
 log = logging.getLogger("siltstone.serve")
@@ -131,7 +131,10 @@ class Observer:
     def _cache(self) -> Iterator[Sample]:
         if self.cache is None:
             return
-        stats = self.cache.stats()
+        try:
+            stats, segments = self.cache.stats(), self.cache.segments()
+        except Closed:
+            return  # a stop closes it first
         for name, labels, source in CACHE:
             if source in stats:
                 yield Sample(name, labels, float(stats[source]))
@@ -140,7 +143,7 @@ class Observer:
             if source in stats:
                 name = "siltstone_cache_device_latency_seconds"
                 yield Sample(name, labels, stats[source] / 1e6)
-        yield from _segments("siltstone_cache", self.cache.segments())
+        yield from _segments("siltstone_cache", segments)
 
     def _http(self) -> Iterator[Sample]:
         if self.api is not None:
