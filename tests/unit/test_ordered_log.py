@@ -449,9 +449,11 @@ def test_stable_never_passes_a_slow_buffer():
         log = ready(device, pool=pool, buffer_count=4)
         first = log.append(1, b"first")
         device.add("write", before=lambda: (held.set(), go_on.wait(10)))
+        while log.end < first + BUFFER:
+            log.append(1, bytes(1000))
+        assert held.wait(10)  # its write is the one that is held, before there is another
         while log.end < first + 2 * BUFFER:
             log.append(1, bytes(1000))
-        assert held.wait(10)
         assert log.written_position <= first
         assert log.read(first) == (1, b"first")  # readable all the time
         go_on.set()
