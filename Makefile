@@ -41,11 +41,12 @@ serve: build
 	$(BIN)/siltstone serve --data var $(ARGS)
 
 test: build
-	$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS) || \
+	  { status=$$?; cat build/running 2>/dev/null; exit $$status; }
 
 # Power cuts at every write and hundreds of kills: half an hour.
 test-crash: build
-	$(BIN)/python -m pytest -m crash --thorough -o faulthandler_timeout=3600 $(ARGS)
+	$(BIN)/python -m pytest -m crash --thorough -o timeout=3600 -o faulthandler_timeout=3600 $(ARGS)
 
 # Lint, types, stubs against the compiled modules; tidiness and the import graph are tests.
 check: build

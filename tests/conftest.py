@@ -6,6 +6,7 @@ import os
 import random
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -16,6 +17,18 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("explore", deadline=None, print_blob=True, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
+
+# Names the test that was under way to whoever finds the run dead.
+RUNNING = Path(__file__).parent.parent / "build" / "running"
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    RUNNING.parent.mkdir(exist_ok=True)
+    RUNNING.write_text(f"the run ended in the middle of {nodeid}\n")
+
+
+def pytest_sessionfinish() -> None:
+    RUNNING.unlink(missing_ok=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
