@@ -31,6 +31,7 @@ class Side:
     get: Callable[[Any], Any]
     set: Callable[[Any, Any], Any]
     share: int = 1
+    bulk: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
 
 # The peers ------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def diskcache_cache(path: Path, size_limit: int) -> Iterator[Side]:
     import diskcache
 
     with diskcache.Cache(str(path), size_limit=size_limit) as store:
-        yield Side("diskcache", store.get, store.set, DISKCACHE_SHARE)
+        yield Side("diskcache", store.get, store.set, DISKCACHE_SHARE, store.transact)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Embedded use of a cache eight times larger than its RAM: 1 GiB of 4 KiB values, random access.
 
 py-lmdb and diskcache have the whole page cache to themselves, without a limit; siltstone keeps to
-its own. diskcache, which takes minutes for so much, holds a twentieth of it: in its favour.
+its own. diskcache is filled in transactions of a thousand, which is its fastest way, and asked for
+a twentieth of the sets.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ ITEMS = 1 << 18
 QUICK_ITEMS = 1 << 14
 RAM_SHARE = 8
 PROBES = 40_000
+BULK = 1000
 
 
 def run(settings: Settings) -> list[Row]:
@@ -56,23 +58,19 @@ def run(settings: Settings) -> list[Row]:
 def _fill(side: Side, items: int) -> int:
     """Store everything, then read every byte back; how many did not come back as stored."""
     key_of, value_of = generator().key_of, generator().value_of
-    held = range((items - 1) // side.share + 1)
-    for index in held:
-        side.set(key_of(index), value_of(index, VALUE_SIZE))
-    return sum(side.get(key_of(index)) != value_of(index, VALUE_SIZE) for index in held)
-
-
-def _asked(side: Side, probes: list[int]) -> list[int]:
-    """Of the slow peer fewer, and such as it holds."""
-    return [probe // side.share for probe in probes[:: side.share]]
+    for first in range(0, items, BULK):
+        with side.bulk():
+            for index in range(first, min(first + BULK, items)):
+                side.set(key_of(index), value_of(index, VALUE_SIZE))
+    return sum(side.get(key_of(index)) != value_of(index, VALUE_SIZE) for index in range(items))
 
 
 def _gets(side: Side, probes: list[int]) -> float:
     key_of = generator().key_of
-    return harness.get_nanoseconds(side.get, [key_of(p) for p in _asked(side, probes)])
+    return harness.get_nanoseconds(side.get, [key_of(p) for p in probes])
 
 
 def _sets(side: Side, probes: list[int]) -> float:
     key_of, value_of = generator().key_of, generator().value_of
-    pairs = [(key_of(p), value_of(p, VALUE_SIZE)) for p in _asked(side, probes)]
+    pairs = [(key_of(p), value_of(p, VALUE_SIZE)) for p in probes[:: side.share]]
     return harness.set_nanoseconds(side.set, pairs)
