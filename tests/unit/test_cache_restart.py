@@ -296,3 +296,24 @@ def test_ttl_and_flags_are_kept(tmp_path: Path) -> None:
             assert cache["n"] == 17
             assert cache.incr("n") >= 18
             cache["n"] = 17
+
+
+@pytest.mark.parametrize("image", [True, False], ids=["from the image", "by reading the flash"])
+@pytest.mark.parametrize("step", [4096, 100_000])
+def test_verify_tells_of_all_that_was_damaged(tmp_path: Path, image: bool, step: int) -> None:
+    with opened(tmp_path) as cache:
+        stored = fill(cache)
+    if not image:
+        (tmp_path / "index").unlink()
+    flash = tmp_path / "flash"
+    data = bytearray(flash.read_bytes())
+    for offset in range(70_000, len(data), step):
+        data[offset] ^= 0x10
+    flash.write_bytes(data)
+    with opened(tmp_path) as cache:
+        report = cache.verify()
+        found = {key: cache.get(key) for key in stored}
+    assert all(value in (None, stored[key]) for key, value in found.items())
+    missing = sum(value is None for value in found.values())
+    assert missing
+    assert sum(int(problem.split()[0]) for problem in report.problems) == missing

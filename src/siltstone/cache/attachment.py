@@ -105,6 +105,7 @@ class Attachment:
         self.log: Log | None = None
         self.arena_path = ""
         self.closed = False
+        self.lost = 0  # records that a restart did not find as they were
         self.door: dict[str, Any] = {}
         self.faces: weakref.WeakSet[Cache] = weakref.WeakSet()
         self._memory_descriptor = -1
@@ -599,7 +600,13 @@ class Attachment:
         return statistics.collect(self)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> Report:
-        return verify_items(self.engine, progress)
+        report = verify_items(self.engine, progress)
+        if self.lost:
+            report.problems.append(
+                f"{self.lost} records were damaged or gone when the cache was opened: "
+                "they are misses now"
+            )
+        return report
 
 
 def _close_at_exit() -> None:

@@ -163,6 +163,7 @@ def _scan(attachment: Attachment, log: Log, live_map: LiveMap, trusted: bool) ->
     makers = _Makers(attachment.engine)
     report = recover(log, makers.own, warm=trusted, threads=_threads())
     counts = makers.finish()
+    attachment.lost = report.lost
     if report.records:
         logger.info(
             "%s: %d items found in %d segments (%s; %d live records damaged or gone)",
