@@ -21,7 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 import siltstone
-from siltstone import codecs, config, errors, segment_map, store_commands, transfer
+from siltstone import (
+    codecs,
+    config,
+    errors,
+    metrics_commands,
+    segment_map,
+    store_commands,
+    transfer,
+)
 from siltstone.cache.existing import existing_options
 from siltstone.client import MemcachedClient
 from siltstone.clock import SYSTEM_CLOCK
@@ -261,6 +269,7 @@ def _is_netdata(path: Path) -> bool:
 
 
 store_commands.add_to(app)
+app.command()(metrics_commands.query)
 
 
 def _where(path: Path | None, server: str | None, store: Path | None = None) -> str | None:
@@ -497,7 +506,7 @@ def inspect(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the flash of a cache, a cell a segment; or the trees and segments of a store.
+    """Show the flash of a cache, or of time series, a cell a segment; a store's trees too.
 
     Of a directory of Netdata's files: tiers, files, series, time ranges, damage.
     """
@@ -511,8 +520,13 @@ def inspect(
             else:
                 out.print(netdata_map.render(view, details=details))
         return
-    with _opened(path) as cache:
-        segments = segment_map.segments_of(cache.segments(), SYSTEM_CLOCK.now_ms())
+    if metrics_commands.directory_of(path) == path:
+        with metrics_commands.opened(path) as metrics:
+            rows = metrics.segments()
+    else:
+        with _opened(path) as cache:
+            rows = cache.segments()
+    segments = segment_map.segments_of(rows, SYSTEM_CLOCK.now_ms())
     if as_json:
         _print_json(segment_map.as_json(segments))
     elif segments:
@@ -524,22 +538,31 @@ def inspect(
 @app.command("verify")
 def verify(path: DirectoryArgument, as_json: JsonOption = False) -> int:
     """Read and check everything; exit code 1 if something is wrong. Works beside a server."""
-    report: Any
     if store_commands.is_store(path):
         return store_commands.verify(path, as_json)
+    problems = [str(problem) for problem in _problems(path)]
+    if as_json:
+        _print_json({"ok": not problems, "problems": problems})
+    else:
+        for problem in problems:
+            print(problem)
+        print(f"{path}: {f'{len(problems)} problems' if problems else 'all is well'}")
+    return WRONG if problems else FINE
+
+
+def _problems(path: Path) -> Iterator[Any]:
+    """What is wrong in a directory of Netdata's, of time series, of a cache; a server's has two."""
     if _is_netdata(path):
         with _netdata(path, None) as (view, _):
-            report = view.verify()
-    else:
+            yield from view.verify().problems
+        return
+    series = metrics_commands.directory_of(path)
+    if series is not None:
+        with metrics_commands.opened(series) as metrics:
+            yield from metrics.verify().problems
+    if series != path:
         with _opened(path) as cache:
-            report = cache.verify()
-    if as_json:
-        _print_json({"ok": report.ok, "problems": [str(problem) for problem in report.problems]})
-    else:
-        for problem in report.problems:
-            print(problem)
-        print(f"{path}: {'all is well' if report.ok else f'{len(report.problems)} problems'}")
-    return FINE if report.ok else WRONG
+            yield from cache.verify().problems
 
 
 @app.command("bench")

@@ -6,6 +6,7 @@ renderables. Called by `siltstone inspect`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ class Segment(NamedTuple):
 
     slot: int
     state: str
-    stream: int | None
+    stream: str  # "" if it has none
     version: int
     filled_bytes: int
     live_bytes: int
@@ -46,28 +47,37 @@ def segments_of(rows: Iterable[dict[str, Any]], now_ms: int) -> list[Segment]:
         Segment(
             slot=row["slot"],
             state=row["state"],
-            stream=row["stream"],
+            stream=_stream_name(row["stream"]),
             version=row["version"],
             filled_bytes=row["filled_bytes"],
             live_bytes=row["live_bytes"],
-            live_records=row["live_records"],
-            age_s=None if row["opened_ms"] is None else max(0, now_ms - row["opened_ms"]) / 1000,
+            live_records=row.get("live_records", 0),
+            age_s=None
+            if row.get("opened_ms") is None
+            else max(0, now_ms - row["opened_ms"]) / 1000,
         )
         for row in rows
     ]
 
 
-def stream_name(stream: int | None) -> str:
-    if stream is None:
-        return ""
+def _stream_name(stream: int | str | None) -> str:
+    """A cache's streams have numbers, other engines' have names."""
+    if stream is None or isinstance(stream, str):
+        return stream or ""
     return STREAMS[stream] if stream < len(STREAMS) else f"stream {stream}"
+
+
+def _colours(segments: Iterable[Segment]) -> dict[str, str]:
+    """A cache's streams always have the same."""
+    others = sorted({segment.stream for segment in segments} - {*STREAMS, ""})
+    return dict(zip((*STREAMS, *others), itertools.cycle(STREAM_COLOURS))) | {"": "green"}
 
 
 def as_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
     return [
         {
             **segment._asdict(),
-            "stream": None if segment.stream is None else stream_name(segment.stream),
+            "stream": segment.stream or None,
             "live_share": round(segment.live_share, 4),
         }
         for segment in segments
@@ -77,18 +87,17 @@ def as_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
 def picture(segments: Sequence[Segment], width: int = 64) -> Text:
     """One cell a segment (of very many: one cell several, by their first)."""
     step = -(-len(segments) // CELLS_MAX) or 1
-    text = Text()
+    text, colours = Text(), _colours(segments)
     for number, segment in enumerate(segments[::step]):
         if number and number % width == 0:
             text.append("\n")
-        text.append(*_cell(segment))
+        text.append(*_cell(segment, colours[segment.stream]))
     if step > 1:
         text.append(f"\n(one cell in {step} segments)", "dim")
     return text
 
 
-def _cell(segment: Segment) -> tuple[str, str]:
-    colour = STREAM_COLOURS[(segment.stream or 0) % len(STREAM_COLOURS)]
+def _cell(segment: Segment, colour: str) -> tuple[str, str]:
     if segment.state in STATE_CELLS:
         cell, style = STATE_CELLS[segment.state]
         return cell, f"{style} {colour}" if segment.state == "open" else style
@@ -100,8 +109,10 @@ def _cell(segment: Segment) -> tuple[str, str]:
 def legend(segments: Sequence[Segment]) -> Text:
     text = Text("one cell a segment: ")
     text.append(f"{SHADES} live share   + open   ~ draining   (blank) free   ")
-    for stream in sorted({s.stream for s in segments if s.stream is not None}):
-        text.append(f"{stream_name(stream)} ", STREAM_COLOURS[stream % len(STREAM_COLOURS)])
+    found = {segment.stream for segment in segments}
+    for stream, colour in _colours(segments).items():
+        if stream and stream in found:
+            text.append(f"{stream} ", colour)
     return text
 
 
@@ -112,16 +123,16 @@ def by_stream(segments: Sequence[Segment]) -> Table:
     table.add_column("state")
     for name in ("segments", "filled", "live", "live share", "records", "youngest", "oldest"):
         table.add_column(name, justify="right")
+    order = list(_colours(segments))
     groups: dict[tuple[int, str], list[Segment]] = {}
     for segment in segments:
-        key = (-1 if segment.stream is None else segment.stream, segment.state)
-        groups.setdefault(key, []).append(segment)
-    for (stream, state), members in sorted(groups.items()):
+        groups.setdefault((order.index(segment.stream), segment.state), []).append(segment)
+    for (place, state), members in sorted(groups.items()):
         filled = sum(member.filled_bytes for member in members)
         live = sum(member.live_bytes for member in members)
         ages = [member.age_s for member in members if member.age_s is not None]
         table.add_row(
-            stream_name(stream if stream >= 0 else None),
+            order[place],
             state,
             str(len(members)),
             human_size(filled),
@@ -144,7 +155,7 @@ def each_segment(segments: Sequence[Segment]) -> Table:
         table.add_row(
             str(segment.slot),
             segment.state,
-            stream_name(segment.stream),
+            segment.stream,
             str(segment.version),
             human_size(segment.filled_bytes),
             human_size(segment.live_bytes),

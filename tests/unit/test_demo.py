@@ -11,8 +11,20 @@ from pymemcache.exceptions import MemcacheServerError
 from rich.console import Console
 from rich.progress import Progress
 
-from siltstone import demo
-from siltstone.demo import Bar, Item, Outcome, Part, Phase, digest, key_of, parts_of, read_part
+import siltstone
+from siltstone.demo import files as demo
+from siltstone.demo import machine
+from siltstone.demo.files import (
+    Bar,
+    Item,
+    Outcome,
+    Part,
+    Phase,
+    digest,
+    key_of,
+    parts_of,
+    read_part,
+)
 
 
 @pytest.fixture
@@ -144,3 +156,50 @@ def test_percentiles() -> None:
     assert (phase.percentile_us(0.5), phase.percentile_us(0.99)) == (51, 100)
     assert phase.per_second == 50
     assert Phase("empty").percentile_us(0.5) == 0
+
+
+# The machine's own numbers ------------------------------------------------------------------
+
+PROC = {
+    "stat": "cpu  10 0 5 100 0 0 0 0 0 0\ncpu0 700 0 50 9000 1 0 2 0 0 0\nintr 5\n",
+    "meminfo": "MemTotal:  1000 kB\nActive(anon):  7 kB\nHugePages_Total:  0\n",
+    "loadavg": "0.50 0.25 0.10 1/100 1234\n",
+    "diskstats": " 254 0 vda 1 0 16 0 2 0 32 0 0 0 0\n",
+    "net/dev": "Inter-|\n face |\n  lo: 11 1 0 0 0 0 0 0 22 1 0 0 0 0 0 0\n",
+}
+
+
+def test_samples_have_the_node_exporters_names(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    for name, text in PROC.items():
+        (tmp_path / name).write_text(text)
+    found = {(name, *labels.values()): value for name, labels, value in machine.samples(tmp_path)}
+    assert found[("node_cpu_seconds_total", "0", "user")] == 700 / machine.TICKS
+    assert found[("node_cpu_seconds_total", "0", "softirq")] == 2 / machine.TICKS
+    assert found[("node_memory_MemTotal_bytes",)] == 1_024_000
+    assert found[("node_memory_Active_anon_bytes",)] == 7168
+    assert ("node_memory_HugePages_Total_bytes",) not in found
+    assert [found[(f"node_load{n}",)] for n in (1, 5, 15)] == [0.5, 0.25, 0.1]
+    assert found[("node_disk_written_bytes_total", "vda")] == 32 * 512
+    assert found[("node_network_transmit_bytes_total", "lo")] == 22
+
+
+def test_what_was_recorded_comes_back(tmp_path: Path) -> None:
+    recorder = machine.Recorder(tmp_path / "m")
+    with recorder:
+        pass  # even so there is enough for a rate
+    recorded = recorder.read_back()
+    assert recorded.rounds >= machine.ROUNDS_MIN
+    assert recorded.written >= recorded.series * 3 > 50
+    assert recorded.lost == 0
+    assert recorded.size > 0
+    assert {"mode": "user"} in recorded.cores.labels
+
+
+def test_a_sample_that_is_missing_is_counted(tmp_path: Path) -> None:
+    recorder = machine.Recorder(tmp_path / "m")
+    with recorder:
+        pass
+    with siltstone.Metrics(tmp_path / "m") as metrics:
+        assert metrics.delete("node_load1", None, None)
+    assert recorder.read_back().lost == recorder.read_back().rounds

@@ -1,16 +1,15 @@
-"""`make demo`: the main job on real input, shown and checked.
+"""The demo's main job: a cache far larger than its memory, on real input, shown and checked.
 
 A server with 32 MiB of memory and 1 GiB of flash takes every file of this Python's standard
 library and site-packages, repeated until ten times its memory is stored; all of it is read back
 in random order and every byte compared; the server is stopped and started again, and all of it is
-read back once more. Exit code 0 only if nothing was missing and nothing was wrong.
+read back once more.
 
 Owns the server process and a temporary directory; removes both. One thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import random
@@ -334,7 +333,7 @@ def table(outcome: Outcome) -> Table:
     stored, first, second = outcome.phases
     statistics = outcome.totals
     user = sum(len(item.key) + item.part.size for item in outcome.items)
-    shown = Table(title="siltstone demo", show_header=False)
+    shown = Table(title="Cache: every byte compared", show_header=False)
     shown.add_column("what")
     shown.add_column("value", justify="right")
 
@@ -371,9 +370,19 @@ def _write_amplification(statistics: dict[str, int]) -> str:
     return f"{device / logical:.2f}" if logical and device else "-"
 
 
-def run(arguments: argparse.Namespace, console: Console) -> Outcome:
-    ram, flash = parse_size(arguments.ram), parse_size(arguments.flash)
-    parts = parts_of(arguments.folder or library_folders())
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is stored, and in what."""
+
+    ram: str = "32MiB"
+    flash: str = "1GiB"
+    times: int = 10  # store so many times the memory
+    folders: Sequence[Path] = ()  # other input than Python's own
+
+
+def run(job: Job, console: Console) -> Outcome:
+    ram, flash = parse_size(job.ram), parse_size(job.flash)
+    parts = parts_of(job.folders or library_folders())
     kept: list[Part] = []
     room = int(flash * FLASH_SHARE_MAX)
     for part in parts:
@@ -382,20 +391,16 @@ def run(arguments: argparse.Namespace, console: Console) -> Outcome:
             console.print(f"the files are more than flash holds: the first {len(kept):,} are used")
             break
         kept.append(part)
-    wanted = arguments.times * ram
+    wanted = max(job.times * ram, sum(part.size for part in kept))
     with tempfile.TemporaryDirectory(prefix="siltstone-demo-") as name:
-        server = Server(Path(name), arguments.ram, arguments.flash)
+        server = Server(Path(name), job.ram, job.flash)
         try:
-            return _passes(
-                server, Path(name), arguments, kept, max(wanted, sum(p.size for p in kept))
-            )
+            return _passes(server, Path(name), job, kept, wanted)
         finally:
             server.kill()
 
 
-def _passes(
-    server: Server, directory: Path, arguments: argparse.Namespace, parts: list[Part], wanted: int
-) -> Outcome:
+def _passes(server: Server, directory: Path, job: Job, parts: list[Part], wanted: int) -> Outcome:
     columns = (
         TextColumn("{task.description:24}"),
         BarColumn(),
@@ -413,7 +418,7 @@ def _passes(
         client.close()
         started = perf_counter()
         server.stop()
-        again = Server(directory, arguments.ram, arguments.flash)
+        again = Server(directory, job.ram, job.flash)
         restart_s = perf_counter() - started
         try:
             client = _client(again.port)
@@ -425,27 +430,5 @@ def _passes(
             again.stop()
         finally:
             again.kill()
-    return Outcome(
-        items, [stored, first, second], totals, memory, parse_size(arguments.ram), restart_s
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="siltstone.demo", description=__doc__.split("\n")[0])
-    parser.add_argument("--ram", default="32MiB")
-    parser.add_argument("--flash", default="1GiB")
-    parser.add_argument("--times", type=int, default=10, help="store so many times the memory")
-    parser.add_argument("--folder", type=Path, action="append", help="other input than Python's")
-    arguments = parser.parse_args(argv)
-    console = Console(highlight=False)
-    outcome = run(arguments, console)
-    console.print(table(outcome))
-    if outcome.misses or outcome.wrong:
-        console.print(f"FAILED: {outcome.misses} misses, {outcome.wrong} wrong values")
-        return 1
-    console.print("every byte came back, before and after the restart")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    phases = [stored, first, second]
+    return Outcome(items, phases, totals, memory, parse_size(job.ram), restart_s)
