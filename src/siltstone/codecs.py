@@ -43,6 +43,11 @@ _TUPLE_DEPTH_MAX: Final = 32
 Key: TypeAlias = "str | bytes | int | tuple[Key, ...]"
 
 
+def is_encoded(flags: int) -> bool:
+    """Whether a codec made the value, so that only it can read it."""
+    return flags & ~CODEC_ID_MAX == FLAGS_CODEC
+
+
 @runtime_checkable
 class ValueCodec(Protocol):
     """What a codec of one's own must have. An attribute `codec_id` (128..65535) is optional."""

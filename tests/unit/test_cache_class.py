@@ -376,6 +376,15 @@ def test_append_and_prepend(cache: siltstone.Cache) -> None:
     assert cache["b"] == b"123"
 
 
+@pytest.mark.parametrize("value", [{"a": 1}, [1], None, 1.5])
+def test_nothing_is_joined_on_to_what_a_codec_made(cache: siltstone.Cache, value: Any) -> None:
+    cache["encoded"] = value
+    for join in (cache.append, cache.prepend):
+        with pytest.raises(errors.InvalidValue, match="only bytes and str"):
+            join("encoded", b"x")
+    assert cache["encoded"] == value
+
+
 def test_tokens(cache: siltstone.Cache) -> None:
     assert cache.get_with_token("k") == (None, None)
     assert cache.get_with_token("k", 7) == (7, None)

@@ -65,7 +65,7 @@ def test_under_eviction_every_read_is_right(
     engine = engine_of(limit, shards=shards, frame_bytes=frame_bytes, clock=False)
     seen = pound(engine, keys, 3, size_max, seed)
     assert seen["hits"] > 500
-    assert seen["lost"] > 100
+    assert seen["lost"] > 0
     assert [seen[name] for name in (*WRONG, "refused")] == [0, 0, 0, 0]
 
 

@@ -274,12 +274,27 @@ class Cache(Face):
         raise errors.Busy(f"{key!r} is changed by others all the time; try again")
 
     def append(self, key: Key, data: bytes) -> bool:
-        """Bytes behind a value that is bytes. False when nothing is there."""
-        return self._change(Change.APPEND, key, _plain(data))[0] == Change.OK
+        """Bytes behind a value that is bytes or str. False when nothing is there."""
+        return self._join(Change.APPEND, key, _plain(data))
 
     def prepend(self, key: Key, data: bytes) -> bool:
-        """Bytes before a value that is bytes. False when nothing is there."""
-        return self._change(Change.PREPEND, key, _plain(data))[0] == Change.OK
+        """Bytes before a value that is bytes or str. False when nothing is there."""
+        return self._join(Change.PREPEND, key, _plain(data))
+
+    def _join(self, operation: int, key: Key, data: bytes) -> bool:
+        # What a codec made would be unreadable with bytes joined on: look first.
+        for _ in range(_TOKEN_TRIES):
+            found = self._get_meta(key)
+            if found is None:
+                return False
+            _, flags, cas, _, _ = found
+            if codecs.is_encoded(flags):
+                raise errors.InvalidValue(
+                    f"the value of {key!r} is encoded: only bytes and str can be joined on"
+                )
+            if self._change(operation, key, data, options=Change.CAS, cas=cas)[0] == Change.OK:
+                return True
+        raise errors.Busy(f"{key!r} is changed by others all the time; try again")
 
     # Computing once -------------------------------------------------------------------------
 
