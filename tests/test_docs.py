@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from siltstone import config
+from siltstone import config, metrics_commands
 from siltstone.client import MemcachedClient
+from siltstone.clock import SYSTEM_CLOCK
 from siltstone.errors import EnvironmentFailure
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +61,44 @@ def start_server(directory: Path, port: str) -> subprocess.Popen[bytes]:
         else:
             return server
     raise AssertionError("the server did not start")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tutorial_run(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    text = (ROOT / "docs" / "your-machine.md").read_text()
+    first, *others = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    memcached, web = free_port(), free_port()
+    words = [sys.executable, "-m", "siltstone.cli", *first.split()[1:]]
+    words += ["--memcached", f"127.0.0.1:{memcached}", "--http", f"127.0.0.1:{web}"]
+    words += ["--ram", "16MiB", "--flash", "32MiB", "--set", "metrics.retention_size=32MiB"]
+    server = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "SILTSTONE_CONFIG": ""})
+    try:
+        wait_for_samples(f"127.0.0.1:{web}")
+        for command in "".join(others).replace("8181", str(web)).splitlines():
+            if command.startswith("siltstone query"):
+                command = f"{sys.executable} -m siltstone.cli{command[9:]} --server 127.0.0.1:{web}"
+            ran = subprocess.run(
+                command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60
+            )
+            assert ran.returncode == 0, f"{command}: {ran.stderr}"
+            assert "no series" not in ran.stdout, command
+    finally:
+        server.terminate()
+        assert server.wait(30) == 0
+
+
+def wait_for_samples(address: str) -> None:
+    """Until a rate over what the server records can be told."""
+    span = metrics_commands.Span(0.0, 0.0, 0.0)
+    for _ in range(600):
+        try:
+            now = span._replace(start=SYSTEM_CLOCK.now_ms() / 1000)
+            if len(metrics_commands.ask_server(address, "rate(node_cpu_seconds_total[10s])", now)):
+                return
+        except EnvironmentFailure:
+            pass
+        SYSTEM_CLOCK.sleep(0.05)  # nothing to wait on: it records when it records
+    raise AssertionError("the server did not start, or records nothing")
 
 
 def test_the_readme_shows_both_ways_of_use() -> None:

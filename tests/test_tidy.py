@@ -70,7 +70,7 @@ ALLOWED = {
     ("daemon.py", "write_text"),  # the pid file, for whoever started the server
     ("daemon.py", "open"),  # /dev/null, when it goes into the background
     ("demo/files.py", "open"),  # what it stores, and the server's log
-    ("demo/machine.py", "read_text"),  # what the kernel says of the machine
+    ("serve/machine.py", "read_text"),  # what the kernel says of the machine
     ("metrics/netdata.py", "open"),  # the name of its own function
     ("serve/server.py", "write_text"),  # MEMCACHED_PORT_FILENAME: the ports, for test harnesses
 }

@@ -21,6 +21,7 @@ from reference.protobuf import series
 
 import siltstone
 
+CURLS_OWN = "application/x-www-form-urlencoded"  # of any --data, if nobody says another
 STARTED = re.compile(r"HTTP on (127\.0\.0\.1):(\d+)")
 
 
@@ -94,7 +95,7 @@ def test_every_protocol_writes_and_promql_reads(server: Server) -> None:
     for path, body, kind, status in (
         ("/api/v1/write", remote_write("by_remote_write", 1.0), "application/x-protobuf", 204),
         ("/api/v1/import/prometheus", b'by_text{a="b"} 2\n', "text/plain", 204),
-        ("/write", b"by_influx,host=x value=3 %d\n" % nanoseconds, "text/plain", 204),
+        ("/write", b"by_influx,host=x value=3 %d\n" % nanoseconds, CURLS_OWN, 204),
         ("/api/v1/otlp/v1/metrics", json.dumps(otlp).encode(), "application/json", 200),
     ):
         found = server.ask("POST", path, body, {"Content-Type": kind})

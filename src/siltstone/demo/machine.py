@@ -1,14 +1,11 @@
 """The demo's second job: this machine's own numbers in Metrics, read back and asked with PromQL.
 
-`/proc` is read every quarter of a second while the first job works. Names and units are those of
-Prometheus' node exporter, so that its dashboards know them. One thread of its own.
+The kernel is asked every quarter of a second while the first job works. One thread of its own.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -19,51 +16,11 @@ import siltstone
 from siltstone.clock import SYSTEM_CLOCK
 from siltstone.metrics.result import Result
 from siltstone.segment_map import human_size
+from siltstone.serve.machine import machine_samples
 
 EVERY_S: Final = 0.25
 ROUNDS_MIN: Final = 3  # a rate needs two, and the last may lie between two steps
-TICKS: Final = os.sysconf("SC_CLK_TCK")
-SECTOR_BYTES: Final = 512  # in /proc/diskstats, whatever the disk has
-MODES: Final = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 BUSY: Final = 'sum by (mode) (rate(node_cpu_seconds_total{mode!~"idle|iowait"}[2s]))'
-
-Sample = tuple[str, dict[str, str], float]
-
-
-# What the kernel says -----------------------------------------------------------------------
-
-
-def samples(proc: Path = Path("/proc")) -> Iterator[Sample]:
-    """Name, labels, value: processors, memory, load, disks and network as they are now."""
-    yield from _processors((proc / "stat").read_text())
-    for line in (proc / "meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if rest.endswith(" kB"):
-            label = name.replace("(", "_").rstrip(")")
-            yield f"node_memory_{label}_bytes", {}, float(rest.split()[0]) * 1024
-    loads = (proc / "loadavg").read_text().split()
-    yield from (
-        (f"node_load{n}", {}, float(load)) for n, load in zip((1, 5, 15), loads, strict=False)
-    )
-    for line in (proc / "diskstats").read_text().splitlines():
-        _, _, disk, _, _, read, _, _, _, written, *_ = line.split()
-        yield "node_disk_read_bytes_total", {"device": disk}, float(read) * SECTOR_BYTES
-        yield "node_disk_written_bytes_total", {"device": disk}, float(written) * SECTOR_BYTES
-    for line in (proc / "net" / "dev").read_text().splitlines()[2:]:
-        device, _, rest = line.partition(":")
-        numbers, labels = rest.split(), {"device": device.strip()}
-        yield "node_network_receive_bytes_total", labels, float(numbers[0])
-        yield "node_network_transmit_bytes_total", labels, float(numbers[8])
-
-
-def _processors(stat: str) -> Iterator[Sample]:
-    for line in stat.splitlines():
-        name, *ticks = line.split()
-        if name.startswith("cpu") and name != "cpu":
-            for mode, spent in zip(MODES, ticks, strict=False):
-                labels = {"cpu": name[3:], "mode": mode}
-                yield "node_cpu_seconds_total", labels, float(spent) / TICKS
-
 
 # Recorded and read back ---------------------------------------------------------------------
 
@@ -111,10 +68,10 @@ class Recorder:
         """One round of samples, all of the same millisecond."""
         assert self._metrics
         now = SYSTEM_CLOCK.now_ms()
-        for name, labels, value in samples():
-            self._metrics.append(name, labels, now / 1000, value)
-            key = (name, tuple(sorted(labels.items())))
-            self._kept.setdefault(key, []).append((now, value))
+        for sample in machine_samples():
+            self._metrics.append(sample.name, sample.labels, now / 1000, sample.value)
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            self._kept.setdefault(key, []).append((now, sample.value))
         self._rounds += 1
 
     def read_back(self) -> Recorded:

@@ -38,6 +38,9 @@ class HttpSettings(SettingsBase):
     points_max: int = setting(11_000, COUNT, "points of a range query", low=1)
     body_size_max: int = setting(64 * MIB, SIZE, "of what is written, unpacked too", low=MIB)
     record: bool = setting(True, SWITCH, "record siltstone's own statistics every second")
+    record_machine: bool = setting(
+        False, SWITCH, "beside them, this machine's processors, memory, disks and network"
+    )
 
     @property
     def chosen(self) -> bool:

@@ -23,6 +23,7 @@ from siltstone.metrics.settings import MetricsSettings
 from siltstone.serve import dashboard
 from siltstone.serve.http import HttpServer, OwnRoutes, application
 from siltstone.serve.http_settings import HttpSettings
+from siltstone.serve.machine import machine_samples
 from siltstone.serve.metadata import Metadata
 from siltstone.serve.observe import Observer, Recorder
 from siltstone.serve.prometheus import PrometheusApi
@@ -62,7 +63,8 @@ class Monitoring:
         ]
         assert settings.address is not None
         self.http = HttpServer(application(routes), *settings.address)
-        self.recorder = Recorder(self.observer) if settings.record else None
+        machine = [machine_samples] if settings.record_machine else []
+        self.recorder = Recorder(self.observer, others=machine) if settings.record else None
 
     def start(self) -> None:
         self.http.start()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import resource
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from siltstone.clock import Clock
@@ -181,10 +181,19 @@ def _segments(prefix: str, segments: Iterable[Mapping[str, Any]]) -> Iterator[Sa
 
 
 class Recorder:
-    """Stores an observer's samples in its own Metrics every second, in a thread of its own."""
+    """Stores an observer's samples, and those of other sources, in the observer's Metrics.
 
-    def __init__(self, observer: Observer, seconds: float = RECORD_SECONDS) -> None:
+    Every second, in a thread of its own.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        seconds: float = RECORD_SECONDS,
+        others: Sequence[Callable[[], Iterable[Sample]]] = (),
+    ) -> None:
         self.observer = observer
+        self.others = others
         self.seconds = seconds
         self.failures = 0
         self._stop = threading.Event()
@@ -205,7 +214,7 @@ class Recorder:
         if metrics is None:
             return 0
         seconds = self.observer.clock.now_ms() / 1000
-        samples = self.observer.samples()
+        samples = [*self.observer.samples(), *(one for source in self.others for one in source())]
         for sample in samples:
             metrics.append(sample.name, sample.labels, seconds, sample.value)
         return len(samples)

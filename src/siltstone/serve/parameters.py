@@ -51,9 +51,14 @@ async def read_body(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
+def query_parameters(request: Request) -> dict[str, list[str]]:
+    """Those of the query string alone: where the body is data, though curl calls it a form."""
+    return parse_qs(request.url.query, keep_blank_values=True)
+
+
 async def parameters(request: Request) -> Mapping[str, list[str]]:
     """Those of the query string, behind those of a form."""
-    found = parse_qs(request.url.query, keep_blank_values=True)
+    found = query_parameters(request)
     if request.method == "POST":
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == FORM:

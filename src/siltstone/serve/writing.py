@@ -23,7 +23,7 @@ from siltstone.errors import InvalidValue, ProtocolError
 from siltstone.serve.ingest import influx, otlp, prometheus_text
 from siltstone.serve.ingest.rows import Parsed
 from siltstone.serve.metadata import Metadata
-from siltstone.serve.parameters import BodyTooLarge, first, parameters, read_body
+from siltstone.serve.parameters import BodyTooLarge, first, query_parameters, read_body
 from siltstone.serve.prometheus import answered
 from siltstone.serve.remote_write import Decoder
 
@@ -90,7 +90,7 @@ class Writer:
         self._done(len(batch.ids), accepted, batch.metadata)
 
     async def exposition(self, request: Request) -> Response:
-        found = await parameters(request)
+        found = query_parameters(request)
         time_ms = _whole(first(found, "timestamp"))
         body = await self._body(request)
         openmetrics = "openmetrics" in request.headers.get("content-type", "")
@@ -99,7 +99,7 @@ class Writer:
         )
 
     async def influx(self, request: Request) -> Response:
-        found = await parameters(request)
+        found = query_parameters(request)
         unit, database = first(found, "precision"), first(found, "db")
         body = await self._body(request)
         return await self._stored(lambda: influx.parse(body, precision=unit, database=database))
