@@ -24,7 +24,7 @@ def delete(engine: Engine, matchers: Sequence[Matcher], start: int, end: int) ->
     kinds = (FRESH, RAW, *range(TIER, TIER + len(engine.settings.tiers)))
     with engine.work, engine.reader.reading():
         engine.retention.make_room(1 + len(engine.settings.tiers))
-        ids, _ = engine.reader.match(matchers, start, end, kinds)
+        ids = engine.reader.match(matchers, start, end, kinds).ids
         for some in _batches(engine, ids.tolist()):
             _delete(engine, some, start, end)
         engine.counters["deletes"] += 1

@@ -51,6 +51,7 @@ from siltstone.metrics.state import (
     POINTS,
     RUN,
     SERIES,
+    Changed,
     Live,
     State,
     Tombstone,
@@ -77,6 +78,7 @@ COUNTERS: Final = (
         "tier_points",
         "reads",
         "reads_again",
+        "tier_reads",
     ),
     *("pressure_waits", "deletes", "series_created", "series_forgotten", "flushes", "syncs"),
     *("index_reads", "chunk_reads", "dropped_bytes", "dropped_samples"),
@@ -143,7 +145,7 @@ class Engine:
             elif kind == CHANGED:
                 record = unpack_changed(payload)
                 self._restore_segments(record.segments)
-                self._replay_dropped(record.dropped)
+                self._replay_dropped(record)
                 self.head.sequence = max(self.head.sequence, record.sequence)
                 arrivals.changed(record)
             elif kind == DELETED:
@@ -168,6 +170,7 @@ class Engine:
         for arrived in arrivals.left():
             if arrived.id in self.head:
                 self.head.restore(arrived.id, arrived.times, arrived.values, arrived.late)
+                self.head.note_newest(arrived.id, arrived.newest)
         self.head.journal_max = self.journal_segments_max * self.settings.segment_size
         new = self.recovery.outcome == "new"  # its first checkpoint says which tiers it has
         if (new or self.recovery.needs_checkpoint) and not self.settings.read_only:
@@ -183,6 +186,7 @@ class Engine:
         self._version, self.head.sequence = state.version, state.sequence
         self.tombstones = list(state.tombstones)
         self.marks = dict(state.marks)
+        self.retention.dropped_until_ms = state.dropped_until_ms
         self._restore_segments(state.segments)
         hashes = np.frombuffer(state.live.hashes, "<u8").tolist()
         newest = np.frombuffer(state.live.newest, "<i8").tolist()
@@ -198,11 +202,13 @@ class Engine:
             self._version = max(self._version, segment.version)
             self.head.sequence = max(self.head.sequence, segment.sequence_max)
 
-    def _replay_dropped(self, versions: list[int]) -> None:
-        for version in versions:
+    def _replay_dropped(self, record: Changed) -> None:
+        for version in record.dropped:
             segment = self.segments.pop(version, None)
             if segment is not None:
                 self.log.give_slot(segment.slot, punch=False)
+                if not record.segments:  # else a merge
+                    self.retention.note_dropped(segment)
 
     def _loaded(self, segment: Segment) -> Segment:
         try:
@@ -409,6 +415,7 @@ class Engine:
                     self._live(),
                     list(self.settings.tiers),
                     self.marks,
+                    self.retention.dropped_until_ms,
                 )
             self.log.finish_checkpoint(begun, pack(state))
             self._opened_at_checkpoint = opened

@@ -6,7 +6,7 @@ a value). A scalar is an array with a number a step, a string a str.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,12 +43,20 @@ class Vector:
 
 
 @dataclass(slots=True)
-class Matrix:
-    """The samples that a range selector or subquery looks at, and where its windows end."""
+class Part:
+    """Some series with their samples."""
 
     labels: list[Labels]
     times: list[Times]
     values: list[Values]
+    coarse: list[tuple[tuple[int, int], ...]] | None = None  # of each, see source.Series
+
+
+@dataclass(slots=True)
+class Matrix:
+    """The samples that a range selector or subquery looks at, and where its windows end."""
+
+    parts: Iterable[Part]  # to be gone through once
     ends: Times  # of the window of each step
     range_ms: int
     fixed: bool  # by @: the window is the same at every step

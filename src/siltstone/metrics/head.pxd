@@ -28,6 +28,7 @@ cdef struct series_t:
     double *values
     int64_t *late_times         # out of order, in the order of arrival
     double *late_values
+    double last                 # value of the sample at `newest`, where has_last
     PyObject *key               # a reference of ours, and its bytes
     const char *key_data
     uint32_t key_size
@@ -38,6 +39,7 @@ cdef struct series_t:
     uint16_t capacity
     uint16_t late_count
     uint16_t late_capacity
+    uint8_t has_last
 
 cdef packed struct chunk_t:
     # What a segment's descriptors say, too: docs/format.md. Offsets in memory: of the piece.

@@ -299,6 +299,11 @@ cdef int journal_run(Head head, series_t *series, const int64_t *times, const do
 # Filling -----------------------------------------------------------------------------------------
 
 
+cdef inline void note_last(series_t *series, const double *value) noexcept nogil:
+    memcpy(&series.last, value, 8)      # its bits, see copy_range()
+    series.has_last = True
+
+
 cdef int fill(Head head, series_t *series, const int64_t *times, const double *values,
               int64_t count) noexcept nogil:
     """Samples that rise from above the newest, journaled: into the head, sealing it when full."""
@@ -320,6 +325,7 @@ cdef int fill(Head head, series_t *series, const int64_t *times, const double *v
             series.count += <uint16_t>some
         done += some
     series.newest = times[count - 1]
+    note_last(series, &values[count - 1])
     head.counters.samples += count
     return LOG_OK
 
@@ -504,14 +510,18 @@ cdef class Head:
             series.late_times[series.late_count] = time
             series.late_values[series.late_count] = value
             series.late_count += 1
+            if time == series.newest:   # the newest was sealed, and is given again
+                note_last(series, &value)
         elif overwrite:
             self.counters.duplicates += 1
             series.values[series.count - 1] = value
+            note_last(series, &value)
         else:
             series.times[series.count] = time
             series.values[series.count] = value
             series.count += 1
             series.newest = time
+            note_last(series, &value)
         return LOG_OK
 
     cdef int settle(self, int result) except -1:
@@ -696,6 +706,7 @@ cdef class Head:
                     if id in self:
                         good = good and seal_late(self, self.table[id])
                         good = good and seal_head(self, self.table[id])
+                        self.table[id].has_last = False     # it may be deleted
             if not good:
                 raise MemoryError("no memory to seal chunks")
             with nogil:
@@ -759,6 +770,28 @@ cdef class Head:
             self.drop()
         return all_times[:total], all_values[:total], counts[0], counts[1]
 
+    def latest(self, const uint32_t[::1] ids not None, int64_t end, int64_t dropped):
+        """(times, values, known): of each id its newest sample, where that is known to be the
+        newest at `end`, and not to be among those that were dropped (up to `dropped`)."""
+        cdef int64_t n, count = ids.shape[0]
+        cdef series_t *series
+        times, values = np.zeros(count, np.int64), np.zeros(count, np.float64)
+        known = np.zeros(count, np.bool_)
+        cdef int64_t[::1] to_times = times
+        cdef double[::1] to_values = values
+        cdef uint8_t[::1] to_known = known.view(np.uint8)
+        self.take()
+        for n in range(count):
+            series = self.table[ids[n]] if ids[n] < self.table_size else NULL
+            if series == NULL or not series.has_last or series.newest > end:
+                continue
+            if series.count or series.late_count or series.newest > dropped:
+                to_times[n] = series.newest
+                memcpy(&to_values[n], &series.last, 8)
+                to_known[n] = True
+        self.drop()
+        return times, values, known
+
     # What the engine keeps of live series
 
     def table_of(self):
@@ -806,6 +839,8 @@ cdef class Head:
                     series.late_times[series.late_count] = times[n]
                     series.late_values[series.late_count] = values[n]
                     series.late_count += 1
+                    if times[n] == series.newest:
+                        note_last(series, &values[n])
             elif good:
                 good = fill(self, series, &times[n], &values[n], 1) == LOG_OK
                 self.counters.samples -= good
@@ -814,8 +849,10 @@ cdef class Head:
             raise MemoryError("no memory for samples")
 
     def note_newest(self, uint32_t id, int64_t newest):
+        """Samples came up to then, whether or not they are left."""
         cdef series_t *series = self.find(id)
-        series.newest = max(series.newest, newest)
+        if newest > series.newest:
+            series.newest, series.has_last = newest, False
 
     def stats(self):
         return {

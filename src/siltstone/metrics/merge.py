@@ -9,17 +9,17 @@ anybody reads. The caller holds the engine's work lock, or this does.
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from siltstone.errors import Corruption, EnvironmentFailure, SiltstoneError
+from siltstone.errors import EnvironmentFailure, SiltstoneError
 from siltstone.metrics import chunks as codecs
 from siltstone.metrics.change import Change, fresh
 from siltstone.metrics.head import CHUNK, NONE_MS
-from siltstone.metrics.query import keep_last
-from siltstone.metrics.segment import FRESH, RAW, Chunks, Segment
+from siltstone.metrics.picture import Picture, sorted_picture
+from siltstone.metrics.query import Run
+from siltstone.metrics.segment import FRESH, RAW, Segment
 from siltstone.metrics.tiers import Tiers
 
 if TYPE_CHECKING:
@@ -80,10 +80,11 @@ class Merger:
             # At worst nothing gets smaller, and each tier opens a segment.
             engine.retention.protected = {segment.version for segment in inputs}
             engine.retention.make_room(len(inputs) + len(engine.settings.tiers))
-            rows, places = self._rows(inputs)
+            picture = self._picture(inputs)
+            rows = picture.rows
             change = Change(engine)
             try:
-                firsts = self._write(change, inputs, rows, places)
+                firsts = self._write(change, picture)
                 for segment in inputs:
                     change.drop(segment)
                 change.commit()
@@ -102,37 +103,33 @@ class Merger:
                     engine.set_derived(id, first - 1)  # from there on they are derived again
             self.tiers.derive(list(firsts), firsts)
 
-    def _rows(self, inputs: list[Segment]) -> tuple[Chunks, Any]:
+    def _picture(self, inputs: list[Segment]) -> Picture:
         parts, places = [np.empty(0, CHUNK)], [np.empty(0, np.int64)]
         for number, segment in enumerate(inputs):
-            chunks = self._engine.reader.index(segment)
+            chunks = self._engine.reader.chunks.index(segment)
             parts.append(chunks)
             places.append(np.full(chunks.size, number))
         rows, places_ = np.concatenate(parts), np.concatenate(places)
-        order = np.lexsort((rows["sequence"], rows["series"]))
-        return rows[order], places_[order]
+        return sorted_picture(np.unique(rows["series"]), rows, places_, inputs)
 
-    def _write(
-        self, change: Change, inputs: list[Segment], rows: Chunks, places: Any
-    ) -> dict[int, int]:
+    def _write(self, change: Change, picture: Picture) -> dict[int, int]:
         """Series by series; the time of each one's first sample."""
-        engine = self._engine
         firsts: dict[int, int] = {}
-        bounds = np.flatnonzero(np.diff(rows["series"], prepend=0, append=0)).tolist()
         out_rows: list[Any] = []
         out_data: list[bytes] = []
         size = 0
-        for first, last in itertools.pairwise(bounds):
-            id = int(rows["series"][first])
-            times, values, sequence = self._samples(inputs, rows[first:last], places[first:last])
-            if not times.size:
+        runs = self._engine.reader.runs(picture)
+        for id, run in zip(picture.ids.tolist(), runs, strict=True):
+            self._note(run)
+            if not run.times.size:
                 continue
-            firsts[id] = int(times[0])
-            for row, data in self._encoded(id, times, values, sequence):
+            firsts[id] = int(run.times[0])
+            sequence = int(run.rows["sequence"].max())
+            for row, data in self._encoded(id, run.times, run.values, sequence):
                 out_rows.append(row)
                 out_data.append(data)
                 size += len(data)
-            if size >= EXTENTS_AT_ONCE * engine.extent_bytes:
+            if size >= EXTENTS_AT_ONCE * self._engine.extent_bytes:
                 self._put(change, out_rows, out_data)
                 out_rows, out_data, size = [], [], 0
                 self._let_readers_go_first()
@@ -140,38 +137,24 @@ class Merger:
             self._put(change, out_rows, out_data)
         return firsts
 
+    def _note(self, run: Run) -> None:
+        """Count what was left out of a series."""
+        engine = self._engine
+        if run.plain:
+            return
+        for row in run.rows[~run.good]:
+            engine.problems.append(
+                f"a chunk of {row['count']} samples from {row['start_ms']} ms on is damaged: "
+                "the merge went on without it"
+            )
+        if run.good.all() and not engine.reader.tombstones_of(run.rows):
+            engine.counters["merged_duplicates"] += int(run.rows["count"].sum()) - run.times.size
+
     def _let_readers_go_first(self) -> None:
         for _ in range(READS_WAIT):
             if not self._engine.readers:
                 return
             self._engine.clock.sleep(0.001)
-
-    def _samples(self, inputs: list[Segment], rows: Chunks, places: Any) -> tuple[Any, Any, int]:
-        """In order, each once; and the highest sequence."""
-        engine = self._engine
-        counts, kinds = rows["count"].tolist(), rows["codec"].tolist()
-        offsets, sizes, crcs = (rows[name].tolist() for name in ("offset", "size", "crc"))
-        times = np.empty(sum(counts), np.int64)
-        values = np.empty(times.size, np.float64)
-        good = np.ones(len(counts), np.bool_)
-        at = 0
-        for n, (count, place) in enumerate(zip(counts, places.tolist(), strict=True)):
-            part = slice(at, at + count)
-            at += count
-            try:
-                data = engine.reader.chunk(inputs[place], offsets[n], sizes[n], crcs[n])
-                codecs.decode_into(kinds[n], data, times[part], values[part])
-            except Corruption as error:
-                good[n] = False
-                engine.counters["corrupt_chunks"] += 1
-                engine.problems.append(str(error))
-        gone = engine.reader.tombstones_of(rows)
-        rises = bool((rows["start_ms"][1:] > rows["end_ms"][:-1]).all())
-        if not (rises and good.all() and not gone):
-            times, values = keep_last(times, values, rows, good, gone, 0)
-            if good.all() and not gone:
-                engine.counters["merged_duplicates"] += at - times.size
-        return times, values, int(rows["sequence"].max())
 
     def _encoded(self, id: int, times: Any, values: Any, sequence: int) -> Any:
         engine = self._engine
@@ -203,7 +186,7 @@ class Merger:
         engine = self._engine
         if not engine.settings.tiers:
             return
-        rows = engine.reader.index(segment)
+        rows = engine.reader.chunks.index(segment)
         behind = []
         for id in np.unique(rows["series"]).tolist():
             last = int(rows["end_ms"][rows["series"] == id].max())

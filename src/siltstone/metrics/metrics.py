@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -34,7 +34,7 @@ from siltstone.metrics.report import Report
 from siltstone.metrics.result import Result
 from siltstone.metrics.selectors import matchers_of
 from siltstone.metrics.settings import MetricsSettings
-from siltstone.metrics.source import NAME_LABEL, Matcher, Series
+from siltstone.metrics.source import NAME_LABEL, Latest, Matcher, Points, Series
 from siltstone.metrics.times import time_ms
 
 FILE: Final = "metrics"  # in the data directory
@@ -391,6 +391,19 @@ class EngineSource:
         self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, step_hint_ms: int = 0
     ) -> list[Series]:
         return self._engine.reader.select(matchers, start_ms, end_ms)
+
+    def latest(self, matchers: Sequence[Matcher], end_ms: int, lookback_ms: int) -> Latest:
+        return self._engine.reader.latest(matchers, end_ms - lookback_ms, end_ms)
+
+    def batches(
+        self, matchers: Sequence[Matcher], start_ms: int, end_ms: int
+    ) -> Iterator[list[Series]]:
+        return self._engine.reader.batches(matchers, start_ms, end_ms, stand_in=True)
+
+    def points(
+        self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, grid_ms: int
+    ) -> Points | None:
+        return self._engine.reader.points_for(matchers, start_ms, end_ms, grid_ms)
 
 
 def _reopen(path: str) -> Metrics:

@@ -6,8 +6,6 @@ from decimal import Decimal
 
 import numpy as np
 
-from siltstone.metrics.source import Values
-
 SPECIAL = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}
 
 
@@ -28,14 +26,6 @@ def sample_text(value: float | np.floating) -> str:
         digits, _, exponent = repr(number).partition("e")
         return f"{digits.removesuffix('.0')}e{exponent}"
     return number_text(number)
-
-
-def sample_texts(values: Values) -> list[str]:
-    """`sample_text` of many: most are their shortest decimals as they are."""
-    return [
-        text.removesuffix(".0") if 1e-4 <= abs(value) < 1e16 else sample_text(value)
-        for value, text in zip(values.tolist(), map(repr, values.tolist()), strict=True)
-    ]
 
 
 def seconds_text(time_ms: int) -> str:

@@ -10,14 +10,18 @@ Non-goals: native histograms, and what the parser knows of Prometheus 3 (syntax.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import promql_parser as parser
 from promql_parser import Expr
 
 from siltstone.clock import SYSTEM_CLOCK, Clock
+from siltstone.config import format_duration
 from siltstone.errors import (
     InvalidQuery,
     QueryCancelled,
@@ -26,13 +30,22 @@ from siltstone.errors import (
     QueryTooLarge,
 )
 from siltstone.metrics import labels as ls
-from siltstone.metrics import matching, windows
+from siltstone.metrics import matching, tiered, windows
 from siltstone.metrics.aggregations import Grouping, aggregate
 from siltstone.metrics.functions import FUNCTIONS
-from siltstone.metrics.grid import Mask, Matrix, Value, Vector, distinct, empty, merged, one
+from siltstone.metrics.grid import Mask, Matrix, Part, Value, Vector, distinct, empty, merged, one
 from siltstone.metrics.labels import Labels
-from siltstone.metrics.result import Result
-from siltstone.metrics.source import NAME_LABEL, STALE_NAN_BITS, Source, Times, Values
+from siltstone.metrics.result import Kind, Result
+from siltstone.metrics.source import (
+    NAME_LABEL,
+    STALE_NAN_BITS,
+    Points,
+    QuickSource,
+    Series,
+    Source,
+    Times,
+    Values,
+)
 from siltstone.metrics.syntax import (
     matchers_of,
     matching_of,
@@ -77,6 +90,8 @@ class Budget:
     clock: Clock = SYSTEM_CLOCK
     cancelled: Callable[[], bool] | None = None
     samples: int = 0
+    tiers: set[int] = field(default_factory=set)  # steps of those that were read, ms
+    expired_ms: int | None = None  # up to there tiers stood in for samples
     started_ns: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +104,22 @@ class Budget:
         elapsed_ns = self.clock.monotonic_ns() - self.started_ns
         if elapsed_ns > self.limits.timeout_seconds * 1e9:
             raise QueryTimeout("query timed out in expression evaluation")
+
+    def note(self, series: Sequence[Series]) -> None:
+        """Where tiers stand in for samples that have expired."""
+        for one in series:
+            if one.coarse:
+                self.tiers.update(step for _, step in one.coarse)
+                self.expired_ms = max(one.coarse[-1][0], self.expired_ms or one.coarse[-1][0])
+
+    def warnings(self) -> tuple[str, ...]:
+        if self.expired_ms is None:
+            return ()
+        until = np.datetime64(self.expired_ms, "ms")
+        return (
+            f"samples before {until}Z have expired: there the answer is made of what tiers kept, "
+            "one sample a step",
+        )
 
     def take(self, samples: int) -> None:
         self.samples += samples
@@ -126,8 +157,8 @@ def query(
         nothing = np.zeros((0, 1))
         return Result("string", [], times, nothing, nothing.astype(np.bool_), value)
     if isinstance(value, Vector):
-        return _result("vector", value.occupied(), times)
-    return _result("scalar", one(value), times)
+        return _result("vector", value.occupied(), times, budget)
+    return _result("scalar", one(value), times, budget)
 
 
 def query_range(
@@ -173,12 +204,16 @@ def query_range(
     assert not isinstance(value, str)
     vector = value.occupied() if isinstance(value, Vector) else one(value)
     order = sorted(range(len(vector)), key=vector.labels.__getitem__)
-    return _result("matrix", vector.rows(order), times)
+    return _result("matrix", vector.rows(order), times, evaluator.budget)
 
 
-def _result(kind: str, vector: Vector, times: Times) -> Result:
+def _result(kind: Kind, vector: Vector, times: Times, budget: Budget) -> Result:
     labels = [dict(row) for row in vector.labels]
-    return Result(kind, labels, times, vector.values, vector.present)  # type: ignore[arg-type]
+    return Result(
+        kind, labels, times, vector.values, vector.present,
+        tiers=tuple(format_duration(step / 1000) for step in sorted(budget.tiers)),
+        warnings=budget.warnings(),
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -240,15 +275,19 @@ class Evaluator:
 
     def _select(
         self, node: parser.VectorSelector, first_ms: int, last_ms: int, hint_ms: int
-    ) -> tuple[list[Labels], list[Times], list[Values]]:
-        series = self.source.select(matchers_of(node), first_ms, last_ms, hint_ms)
-        self.budget.take(sum(len(one.times) for one in series))
-        self.budget.check()
-        return (
-            [ls.from_mapping(one.labels) for one in series],
-            [np.ascontiguousarray(one.times, np.int64) for one in series],
-            [np.ascontiguousarray(one.values, np.float64) for one in series],
-        )
+    ) -> Iterator[Part]:
+        """The series of a selector, at most BATCH_SERIES at a time."""
+        matchers = matchers_of(node)
+        if isinstance(self.source, QuickSource):
+            found = self.source.batches(matchers, first_ms, last_ms)
+        else:
+            found = iter([self.source.select(matchers, first_ms, last_ms, hint_ms)])
+        for series in found:
+            self.budget.take(sum(len(one.times) for one in series))
+            self.budget.note(series)
+            for batch in _batches(len(series)):
+                self.budget.check()
+                yield _part(series[batch])
 
     def _instant(self, node: parser.VectorSelector) -> tuple[Vector, Times]:
         """The newest sample of each series at each step, and its time."""
@@ -256,23 +295,60 @@ class Evaluator:
         if fixed:
             references = references[:1]
         lookback_ms = self.budget.limits.lookback_ms
-        labels, times, values = self._select(
-            node, int(references[0]) - lookback_ms, int(references[-1]), self.step_ms
-        )
+        first, last = int(references[0]), int(references[-1])
+        labels: list[Labels] = []
+        parts = []
+        if len(references) == 1 and isinstance(self.source, QuickSource):
+            latest = self.source.latest(matchers_of(node), last, lookback_ms)
+            labels = list(latest.pairs)
+            self.budget.take(2 * len(labels))
+            here = latest.values.view(np.uint64) != STALE_NAN_BITS
+            columns = (latest.values, here, latest.times)
+            parts.append(tuple(column.reshape(-1, 1) for column in columns))
+        else:
+            for part in self._thinned(node, references) or self._select(
+                node, first - lookback_ms, last, self.step_ms
+            ):
+                self.budget.take(len(part.labels) * len(references))
+                labels += part.labels
+                parts.append(_instant(part, references, lookback_ms))
         if not labels:
             return empty(len(self.times)), np.zeros((0, len(self.times)), np.int64)
-        self.budget.take(len(labels) * len(references))
-        parts = []
-        for batch in _batches(len(labels)):
-            self.budget.check()
-            parts.append(windows.instant(times[batch], values[batch], references, lookback_ms))
-        found, present, sampled = (np.concatenate(part) for part in zip(*parts, strict=True))
+        found, present, sampled = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         if fixed:
             found, present, sampled = (
                 np.repeat(array, len(self.times), axis=1) for array in (found, present, sampled)
             )
         some = np.flatnonzero(present.any(axis=1))
         return Vector(labels, found, present).rows(some), sampled[some]
+
+    def _points(
+        self, node: parser.VectorSelector, first_ms: int, last_ms: int, grid_ms: int
+    ) -> Points | None:
+        """Points of a tier that serve as well as samples, if there are such."""
+        if not isinstance(self.source, QuickSource):
+            return None
+        found = self.source.points(matchers_of(node), first_ms, last_ms, grid_ms)
+        if found is not None:
+            self.budget.take(sum(one.ends.size for one in found.series))
+            self.budget.tiers.add(found.step_ms)
+        return found
+
+    def _thinned(self, node: parser.VectorSelector, references: Times) -> list[Part] | None:
+        """Of each series the samples that an instant selector sees: where the steps are multiples
+        of a tier's, those are the last of its buckets."""
+        first, last = int(references[0]), int(references[-1])
+        grid_ms = math.gcd(first, self.step_ms)
+        found = self._points(node, first - self.budget.limits.lookback_ms, last, grid_ms)
+        if found is None:
+            return None
+        return [
+            Part(
+                [one.pairs for one in found.series],
+                [one.ends - one.lag for one in found.series],
+                [np.ascontiguousarray(one.last) for one in found.series],
+            )
+        ]
 
     def _range(self, node: Expr) -> Matrix:
         """What a range selector or a subquery looks at."""
@@ -284,7 +360,7 @@ class Evaluator:
         ends, fixed = self._references(node.vector_selector)
         # hint 0: a function of a window needs the samples themselves
         selected = self._select(node.vector_selector, int(ends[0]) - range_ms, int(ends[-1]), 0)
-        return Matrix(*selected, ends, range_ms, fixed)
+        return Matrix(selected, ends, range_ms, fixed)
 
     def _subquery(self, node: parser.SubqueryExpr) -> Matrix:
         range_ms = milliseconds(node.range)
@@ -296,26 +372,25 @@ class Evaluator:
         self.budget.take(max((last - first) // step_ms, 0))
         times = np.arange(first, last + 1, step_ms, dtype=np.int64)
         if not len(times):
-            return Matrix([], [], [], ends, range_ms, fixed)
+            return Matrix([], ends, range_ms, fixed)
         inner = Evaluator(self.source, times, step_ms, self.start_ms, self.end_ms, self.budget)
         value = inner.evaluate(node.expr)
         assert not isinstance(value, str), "the parser checks types"
         vector = value if isinstance(value, Vector) else one(value)
-        return Matrix(
+        part = Part(
             vector.labels,
             [times[present] for present in vector.present],
             [row[present] for row, present in zip(vector.values, vector.present, strict=True)],
-            ends,
-            range_ms,
-            fixed,
         )
+        return Matrix([part], ends, range_ms, fixed)
 
     def raw(self, node: Expr) -> Result:
         """The samples of a range selector themselves, at one step."""
         matrix = self._range(node)
         end = int(matrix.ends[0])
         rows = []
-        for labels, times, values in zip(matrix.labels, matrix.times, matrix.values, strict=True):
+        every = (zip(one.labels, one.times, one.values, strict=True) for one in matrix.parts)
+        for labels, times, values in itertools.chain.from_iterable(every):
             inside = (times >= end - matrix.range_ms) & (times <= end)
             inside &= values.view(np.uint64) != STALE_NAN_BITS
             if inside.any():
@@ -327,7 +402,8 @@ class Evaluator:
         for row, (_, times, values) in enumerate(rows):
             at = np.searchsorted(moments, times)
             found[row, at], present[row, at] = values, True
-        return Result("matrix", [dict(row[0]) for row in rows], moments, found, present)
+        vector = Vector([row[0] for row in rows], found, present)
+        return _result("matrix", vector, moments, self.budget)
 
     # Functions ------------------------------------------------------------------------------
 
@@ -344,12 +420,38 @@ class Evaluator:
         arguments = [self.evaluate(argument) for argument in node.args]
         return FUNCTIONS[name](arguments, self.times)
 
+    def _over_points(self, name: str, node: Expr) -> Vector | None:
+        """A function of a range selector from the points of a tier, if one serves."""
+        node = unwrapped(node)
+        if name not in tiered.FUNCTIONS or not isinstance(node, parser.MatrixSelector):
+            return None
+        range_ms = milliseconds(node.range)
+        ends, fixed = self._references(node.vector_selector)
+        ends = ends[:1] if fixed else ends
+        grid_ms = math.gcd(int(ends[0]), range_ms, self.step_ms if len(ends) > 1 else 0)
+        points = self._points(
+            node.vector_selector, int(ends[0]) - range_ms, int(ends[-1]), grid_ms
+        )
+        if points is None:
+            return None
+        self.budget.take(len(points.series) * len(ends))
+        steps = len(self.times)
+        found = [tiered.over_points(name, one, ends, range_ms) for one in points.series]
+        if not found:
+            return empty(steps)
+        values, present = (np.stack(column) for column in zip(*found, strict=True))
+        if fixed:
+            values, present = (np.repeat(array, steps, axis=1) for array in (values, present))
+        return Vector([one.pairs for one in points.series], values, present)
+
     def _windowed(self, name: str, arguments: list[Expr]) -> Vector:
         matrix_first = name != "quantile_over_time"
-        matrix = self._range(arguments[0 if matrix_first else 1])
+        samples = arguments[0 if matrix_first else 1]
         rest = arguments[1:] if matrix_first else arguments[:1]
         parameters = [self._scalar(argument) for argument in rest]
-        vector = self._over_time(name, matrix, parameters)
+        vector = self._over_points(name, samples)
+        if vector is None:
+            vector = self._over_time(name, self._range(samples), parameters)
         if name in SMOOTHING and vector.labels:
             _check_smoothing(*parameters)
         if name not in KEEP_NAME:
@@ -361,24 +463,25 @@ class Evaluator:
         # where nothing depends on the step, one window is enough
         same = matrix.fixed and not parameters
         ends = matrix.ends[:1] if same else matrix.ends
-        if not matrix.labels:
-            return empty(steps)
-        self.budget.take(len(matrix.labels) * len(ends))
         none = np.zeros(steps)
-        first, second = [*parameters, none, none][:2]
-        parts = []
-        for batch in _batches(len(matrix.labels)):
+        first, second = (np.ascontiguousarray(one) for one in [*parameters, none, none][:2])
+        labels: list[Labels] = []
+        rows = []
+        for part in matrix.parts:
             self.budget.check()
-            parts.append(
+            self.budget.take(len(part.labels) * len(ends))
+            labels += part.labels
+            rows.append(
                 windows.over_time(
-                    name, matrix.times[batch], matrix.values[batch], ends, matrix.range_ms,
-                    self.times, np.ascontiguousarray(first), np.ascontiguousarray(second),
+                    name, part.times, part.values, ends, matrix.range_ms, self.times, first, second
                 )
-            )  # fmt: skip
-        values, present = (np.concatenate(part) for part in zip(*parts, strict=True))
+            )
+        if not labels:
+            return empty(steps)
+        values, present = (np.concatenate(column) for column in zip(*rows, strict=True))
         if same:
             values, present = (np.repeat(array, steps, axis=1) for array in (values, present))
-        return Vector(matrix.labels, values, present)
+        return Vector(labels, values, present)
 
     def _absent(self, name: str, argument: Expr) -> Vector:
         if name == "absent":
@@ -440,6 +543,33 @@ class Evaluator:
 
 def _batches(count: int) -> list[slice]:
     return [slice(begin, begin + BATCH_SERIES) for begin in range(0, count, BATCH_SERIES)]
+
+
+def _part(series: Sequence[Series]) -> Part:
+    return Part(
+        [ls.from_mapping(one.labels) if one.pairs is None else one.pairs for one in series],
+        [np.ascontiguousarray(one.times, np.int64) for one in series],
+        [np.ascontiguousarray(one.values, np.float64) for one in series],
+        [one.coarse for one in series],
+    )
+
+
+def _instant(
+    part: Part, references: Times, lookback_ms: int
+) -> tuple[Values, Mask, npt.NDArray[np.int64]]:
+    """(values, present, times of the samples). A sample that stands in for expired ones counts
+    until the next one is due."""
+    steps = [step for coarse in part.coarse or () for _, step in coarse]
+    longest = max([lookback_ms, *steps])
+    found: tuple[Values, Mask, npt.NDArray[np.int64]]
+    found = windows.instant(part.times, part.values, references, longest)
+    if longest > lookback_ms:
+        for row, coarse in enumerate(part.coarse or ()):
+            allowed = np.full(len(references), lookback_ms)
+            for until_ms, step in reversed(coarse):
+                allowed[found[2][row] < until_ms] = max(step, lookback_ms)
+            found[1][row] &= references - found[2][row] <= allowed
+    return found
 
 
 def _check_smoothing(smoothing: Values, trend: Values) -> None:

@@ -1,50 +1,39 @@
 """Reading: from matchers and a range to series, out of segments, pending chunks and heads.
 
-A reader takes a picture of what there is (the table of segments, pending pieces, the heads'
-samples), then reads without locks: segments never change, and one that is dropped meanwhile and
-written over fails its checksums, whereupon the reader takes a new picture. Samples of equal times
-are decided by their chunk's sequence; the head is above all chunks, and what came late above the
-head. Damage reads as a gap, is counted once, and is what `verify` reports.
+A reader takes a picture of what there is (picture.py), then reads without locks, some hundred
+thousand samples at a time: segments never change, and one that is dropped meanwhile and written
+over fails its checksums, whereupon the reader takes a new picture. Samples of equal times are
+decided by their chunk's sequence; the head is above all chunks, and what came late above the head.
+Damage reads as a gap, is counted once, and is what `verify` reports.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from siltstone.errors import Corruption, DeviceFailed, LimitReached, SnapshotTooOld
+from siltstone.errors import Corruption, DeviceFailed, LimitReached
 from siltstone.metrics import chunks as codecs
-from siltstone.metrics.head import CHUNK
-from siltstone.metrics.keys import labels_of
-from siltstone.metrics.readcache import BLOCK_BYTES
-from siltstone.metrics.registry import Ids
-from siltstone.metrics.segment import (
-    FRESH,
-    RAW,
-    TIER,
-    Chunks,
-    Segment,
-    load_index,
-    read_header,
-    salvage,
-)
-from siltstone.metrics.source import Matcher, Series
+from siltstone.metrics.chunkreader import ChunkReader, Outdated
+from siltstone.metrics.decoding import trim
+from siltstone.metrics.older import with_older
+from siltstone.metrics.picture import Picture, near, picture_of
+from siltstone.metrics.registry import Ids, Matched
+from siltstone.metrics.segment import FRESH, RAW, TIER, Chunks, Segment
+from siltstone.metrics.source import Latest, Matcher, Points, PointSeries, Series, Times, Values
 
 if TYPE_CHECKING:
     from siltstone.metrics.engine import Engine
 
 TRIES: Final = 5
 ABOVE: Final = np.uint64(1 << 63)  # sequence of the head's samples
-Times = npt.NDArray[np.int64]
-Values = npt.NDArray[np.float64]
-
-
-class Outdated(Exception):
-    """A segment of the picture is gone."""
+EVER: Final = 1 << 62
+GROUP_SAMPLES: Final = 1 << 19  # decoded at once: 8 MiB, which the allocator keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +57,15 @@ class TierSeries:
         return self.sum / self.count
 
 
-@dataclasses.dataclass
-class _Picture:
-    """Chunks that may hold samples of the range, and where each of them lies."""
+@dataclasses.dataclass(slots=True)
+class Run:
+    """The samples of one series that were asked for, and the chunks that they came from."""
 
+    times: Times
+    values: Values
     rows: Chunks
-    places: list[int]  # index into `sources`
-    sources: list[Segment | npt.NDArray[np.uint8]]
-    head: tuple[Times, Values, Times, Times] | None
-
-    def __post_init__(self) -> None:
-        # Columns as lists: one look into a structured array costs as much as ten into a list.
-        self.offsets = self.rows["offset"].tolist()
-        self.sizes = self.rows["size"].tolist()
-        self.crcs = self.rows["crc"].tolist()
-        self.codecs = self.rows["codec"].tolist()
-        self.counts = self.rows["count"].tolist()
+    good: npt.NDArray[np.bool_]  # whether each chunk is sound
+    plain: bool  # nothing was left out: chunks and head follow one another
 
 
 class Reader:
@@ -91,29 +73,115 @@ class Reader:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._damaged: set[tuple[int, int]] = set()
+        self.chunks = ChunkReader(engine)
 
     # What callers ask for
 
     def select(self, matchers: Sequence[Matcher], start: int, end: int) -> list[Series]:
         """Series with samples within [start, end], by their labels."""
+        return [one for batch in self.batches(matchers, start, end) for one in batch]
+
+    def batches(
+        self, matchers: Sequence[Matcher], start: int, end: int, *, stand_in: bool = False
+    ) -> Iterator[list[Series]]:
+        """What `select` gives, as much at a time as is decoded at once. `stand_in`: with what
+        tiers have of expired samples (older.py)."""
         start = max(start, self._engine.retention.horizon_ms())
+        self._engine.counters["reads"] += 1
         with self.reading():
-            self._engine.counters["reads"] += 1
+            found = self.match(matchers, start, end, (FRESH, RAW))
+            done = 0  # series
             for _ in range(TRIES):
                 try:
-                    found = self._series(matchers, start, end)
-                    return [series for series in found if series.times.size]
+                    for ids, batch in self._batches(found, done, start, end):
+                        done += len(batch)
+                        if stand_in and start <= self._engine.retention.dropped_until_ms:
+                            batch = with_older(self._engine, ids, batch, start, end)
+                        some = [series for series in batch if series.times.size]
+                        if some:
+                            yield some
+                    return
                 except Outdated:
                     self._engine.counters["reads_again"] += 1
-        raise DeviceFailed(5, "segments were dropped as fast as they were read: ask for less")
+        raise too_fast()
 
-    def _series(self, matchers: Sequence[Matcher], start: int, end: int) -> list[Series]:
-        ids, keys = self.match(matchers, start, end, (FRESH, RAW))
-        return [
-            Series(labels, times, values)
-            for labels, (times, values) in zip(keys, self.raw(ids, start, end), strict=True)
-        ]
+    def _newest(self, ids: Ids, start: int, end: int) -> Iterator[tuple[int, int] | None]:
+        """(time, bits of the value) of the newest sample of each id within [start, end]; of
+        expired ones what stands in for it, as long as it does."""
+        series = [Series({}, times, values) for times, values in self.raw(ids, start, end)]
+        if series and start <= self._engine.retention.dropped_until_ms:
+            coarsest = max(self._engine.settings.tiers, default=0)
+            series = with_older(self._engine, ids, series, min(start, end - coarsest), end)
+        for one in series:
+            since = min(start, end - one.coarse[-1][1]) if one.coarse else start
+            if one.times.size and one.times[-1] >= since:
+                yield int(one.times[-1]), int(one.values.view(np.uint64)[-1])
+            else:
+                yield None
+
+    def points_for(
+        self, matchers: Sequence[Matcher], start: int, end: int, grid_ms: int
+    ) -> Points | None:
+        """See `QuickSource.points`. Below `tier_from_samples` of a series samples are read, which
+        takes no longer and is exact to the last bit; unless some have expired."""
+        steps = [step for step in self._engine.settings.tiers if grid_ms % step == 0]
+        if not steps:
+            return None
+        if start > self._engine.retention.dropped_until_ms:
+            with self.reading():
+                ids = self.match(matchers, start, end, (FRESH, RAW)).ids
+                rows = picture_of(self._engine, ids, start, end, (FRESH, RAW)).rows
+            fewest = self._engine.settings.tier_from_samples * max(1, np.unique(rows["series"]).size)
+            if int(rows["count"].sum(dtype=np.int64)) < fewest:
+                return None
+        number = self._engine.settings.tiers.index(steps[-1])
+        self._engine.counters["tier_reads"] += 1
+        return Points(steps[-1], self.tier(matchers, start, end, number))
+
+    def _batches(
+        self, found: Matched, done: int, start: int, end: int
+    ) -> Iterator[tuple[Ids, list[Series]]]:
+        ids = found.ids[done:]
+        if not ids.size:
+            return
+        picture = picture_of(self._engine, ids, start, end, (FRESH, RAW))
+        self.check_size(picture)
+        for runs in self.groups(picture, start, end):
+            batch = []
+            for number, run in enumerate(runs, done):
+                labels = dict(found.labels[number])
+                batch.append(Series(labels, run.times, run.values, found.pairs[number]))
+            yield found.ids[done : done + len(runs)], batch
+            done += len(runs)
+
+    def latest(self, matchers: Sequence[Matcher], start: int, end: int) -> Latest:
+        """Of each series its newest sample within [start, end]. The head knows that of live
+        series; the others' chunks are decoded."""
+        engine = self._engine
+        start = max(start, engine.retention.horizon_ms())
+        engine.counters["reads"] += 1
+        with self.reading():
+            found = self.match(matchers, start, end, (FRESH, RAW))
+            times, values, known = engine.head.latest(
+                found.ids, end, engine.retention.dropped_until_ms
+            )
+            rest = np.flatnonzero(~known)
+            for _ in range(TRIES):
+                try:
+                    for n, one in zip(rest, self._newest(found.ids[rest], start, end), strict=True):
+                        if one is not None:
+                            times[n], values.view(np.uint64)[n], known[n] = *one, True
+                    break
+                except Outdated:
+                    engine.counters["reads_again"] += 1
+            else:
+                raise too_fast()
+            here = known & (times >= start)
+            here[rest] |= known[rest]
+        if here.all():
+            return Latest(found.pairs, times, values)
+        rows = np.flatnonzero(here)
+        return Latest([found.pairs[n] for n in rows.tolist()], times[rows], values[rows])
 
     def known(
         self, matchers: Sequence[Matcher], start: int, end: int
@@ -122,28 +190,22 @@ class Reader:
         start = max(start, self._engine.retention.horizon_ms())
         kinds = (FRESH, RAW, *range(TIER, TIER + len(self._engine.settings.tiers)))
         with self.reading():
-            ids, labels = self.match(matchers, start, end, kinds)
-            if not ids.size:
-                return ids, labels
-            picture = self._picture(ids, start, end, kinds)
-            assert picture.head is not None
-            _, _, counts, late = picture.head
-            here = (counts + late > 0) | np.isin(ids, picture.rows["series"])
-        return ids[here], [one for one, is_here in zip(labels, here, strict=True) if is_here]
+            found = self.match(matchers, start, end, kinds)
+            if not found.ids.size:
+                return found.ids, []
+            picture = picture_of(self._engine, found.ids, start, end, kinds)
+            here = (picture.head.counts + picture.head.late > 0) | (picture.lasts > picture.firsts)
+        return found.ids[here], [dict(found.labels[n]) for n in np.flatnonzero(here).tolist()]
 
     def match(
         self, matchers: Sequence[Matcher], start: int, end: int, kinds: Sequence[int]
-    ) -> tuple[Ids, list[dict[str, str]]]:
-        """(ids, labels) of the series that match, by their labels. Indexes of the range's segments
-        are loaded first, so that their series are known."""
-        for segment in self._near(start, end, kinds):
-            self.index(segment)
+    ) -> Matched:
+        """The series that match, by their labels. Indexes of the range's segments are loaded
+        first, so that their series are known."""
+        for segment in near(self._engine, start, end, kinds):
+            self.chunks.index(segment)
         with self._engine.lock:
-            ids = self._engine.registry.match(matchers)
-            keys = [self._engine.registry.key(int(id)) for id in ids]
-        labels = [labels_of(key) for key in keys]
-        order = sorted(range(len(labels)), key=lambda n: list(labels[n].items()))
-        return ids[order] if order else ids, [labels[n] for n in order]
+            return self._engine.registry.select(matchers)
 
     def reading(self) -> _Reading:
         """While it is open, no series leaves the registry, and merges let it go first."""
@@ -153,91 +215,79 @@ class Reader:
 
     def raw(self, ids: Ids, start: int, end: int) -> Iterator[tuple[Times, Values]]:
         """(times, values) of each id, in their order. Outdated when the picture is."""
-        if not ids.size:
-            return
-        picture = self._picture(ids, start, end, (FRESH, RAW))
-        assert picture.head is not None
-        head_times, head_values, counts, late = picture.head
-        head_ends = np.cumsum(counts + late)
-        rows = picture.rows
-        firsts = np.searchsorted(rows["series"], ids, "left").tolist()
-        lasts = np.searchsorted(rows["series"], ids, "right").tolist()
-        total = int(rows["count"].sum(dtype=np.int64)) + head_times.size
+        if ids.size:
+            picture = picture_of(self._engine, ids, start, end, (FRESH, RAW))
+            self.check_size(picture)
+            for run in self.runs(picture, start, end):
+                yield run.times, run.values
+
+    def raw_from(
+        self, ids: Ids, starts: npt.NDArray[np.int64], end: int
+    ) -> Iterator[tuple[Times, Values]]:
+        """The same, of each from its own start on."""
+        if ids.size:
+            low = int(starts.min())
+            picture = picture_of(self._engine, ids, low, end, (FRESH, RAW)).after(starts)
+            for start, run in zip(starts.tolist(), self.runs(picture, low, end), strict=True):
+                first = np.searchsorted(run.times, start)
+                yield run.times[first:], run.values[first:]
+
+    def check_size(self, picture: Picture) -> None:
+        total = int(picture.rows["count"].sum(dtype=np.int64)) + picture.head.times.size
         if total > self._engine.settings.select_samples_max:
             raise LimitReached(
                 f"about {total} samples: select_samples_max allows "
                 f"{self._engine.settings.select_samples_max}; ask for less"
             )
-        for n, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
-            low = int(head_ends[n] - counts[n] - late[n])
-            newest = slice(low, int(head_ends[n]))
-            yield self._one(
-                picture, first, last, head_times[newest], head_values[newest], int(late[n]),
-                start, end,
-            )  # fmt: skip
 
-    def _picture(self, ids: Ids, start: int, end: int, kinds: Sequence[int]) -> _Picture:
-        """What there is of these series, at one moment. Indexes are read before that: a thread
-        that reads one needs the engine's lock."""
-        engine = self._engine
-        indexes: dict[int, Chunks] = {}
-        while True:
-            for segment in self._near(start, end, kinds):
-                if segment.sealed and segment.version not in indexes:
-                    indexes[segment.version] = self.index(segment)
-            with engine.lock:
-                near = self._near(start, end, kinds)
-                if any(one.sealed and one.version not in indexes for one in near):
-                    continue  # one was sealed meanwhile
-                if RAW not in kinds:
-                    return _found(ids, start, end, near, indexes, [], None)
-                head = engine.head.snapshot(np.ascontiguousarray(ids), start, end)
-                engine.gather()
-                pending = list(engine.pending)
-            return _found(ids, start, end, near, indexes, pending, head)
+    def runs(
+        self, picture: Picture, start: int = -EVER, end: int = EVER
+    ) -> Iterator[Run]:
+        """A run for each id of the picture, in order."""
+        return itertools.chain.from_iterable(self.groups(picture, start, end))
 
-    def _near(self, start: int, end: int, kinds: Sequence[int]) -> list[Segment]:
-        return [
-            segment
-            for segment in self._engine.segments.values()
-            if segment.kind in kinds and segment.start_ms <= end and segment.end_ms >= start
-        ]
+    def groups(
+        self, picture: Picture, start: int = -EVER, end: int = EVER
+    ) -> Iterator[list[Run]]:
+        """The same, as many at a time as are decoded at once."""
+        counts = np.concatenate([[0], np.cumsum(picture.rows["count"], dtype=np.int64)])
+        sizes = counts[picture.lasts] - counts[picture.firsts]
+        sizes += picture.head.counts + picture.head.late
+        groups = np.cumsum(sizes) // GROUP_SAMPLES
+        bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), sizes.size]
+        for first, last in itertools.pairwise(bounds):
+            yield list(self._group(picture, first, last, start, end))
 
-    def _one(
-        self, picture: _Picture, first: int, last: int, head_times: Times, head_values: Values,
-        late: int, start: int, end: int,
-    ) -> tuple[Times, Values]:  # fmt: skip
-        """One series: its chunks' samples and the head's, merged."""
-        rows = picture.rows[first:last]
-        sizes = picture.counts[first:last]
-        total = sum(sizes)
-        times = np.empty(total + head_times.size, np.int64)
-        values = np.empty(times.size, np.float64)
-        good = np.ones(len(sizes), np.bool_)
-        at = 0
-        for n, size in enumerate(sizes):
-            codec = picture.codecs[first + n]
-            data = self._data(picture, first + n)
-            good[n] = data is not None and self._decoded(
-                picture, first + n, lambda: codecs.decode_into(
-                    codec, data, times[at : at + size], values[at : at + size]  # noqa: B023
-                )
-            )  # fmt: skip
-            at += size
-        times[total:] = head_times
-        values.view(np.uint64)[total:] = head_values.view(np.uint64)
-        ends = rows["end_ms"]
-        apart = not late and bool((rows["start_ms"][1:] > ends[:-1]).all())
-        if apart and head_times.size and len(sizes):
-            apart = bool(head_times[0] > ends[-1])
-        gone = self.tombstones_of(rows, start, end)
-        if not (apart and good.all() and not gone):
-            times, values = keep_last(times, values, rows, good, gone, late)
-        low, high = np.searchsorted(times, start), np.searchsorted(times, end, "right")
-        return times[low:high], values[low:high]
+    def _group(
+        self, picture: Picture, first: int, last: int, start: int, end: int
+    ) -> Iterator[Run]:
+        """The runs of the picture's ids [first, last)."""
+        group = Group(picture, first, last)
+        times, values = np.empty(group.total, np.int64), np.empty(group.total, np.float64)
+        good = self.chunks.decode(
+            group.rows, group.places, picture.sources, group.at, times, values
+        )
+        group.put_head(times, values)
+        mixed = group.mixed(times, good)
+        lows, highs = trim(times, group.bases, group.bases + group.sizes, start, end)
+        any_gone = bool(self._engine.tombstones)
+        edges = group.edges.tolist()
+        every = zip(lows.tolist(), highs.tolist(), mixed.tolist(), strict=True)
+        for number, (low, high, is_mixed) in enumerate(every):
+            part = slice(edges[number], edges[number + 1])
+            rows = group.rows[part]
+            gone = self.tombstones_of(rows, start, end) if any_gone else []
+            if not (is_mixed or gone):
+                yield Run(times[low:high], values[low:high], rows, good[part], True)
+                continue
+            all_of_it = slice(group.bases[number], group.bases[number] + group.sizes[number])
+            late = int(group.late[number])
+            kept = keep_last(times[all_of_it], values[all_of_it], rows, good[part], gone, late)
+            within = slice(*np.searchsorted(kept[0], (start, end + 1)))
+            yield Run(kept[0][within], kept[1][within], rows, good[part], False)
 
     def tombstones_of(
-        self, rows: Chunks, start: int = -(1 << 62), end: int = 1 << 62
+        self, rows: Chunks, start: int = -EVER, end: int = EVER
     ) -> list[tuple[int, int, int]]:
         """(start, end, sequence) of the deletions that touch these chunks of one series."""
         tombstones = self._engine.tombstones
@@ -250,157 +300,76 @@ class Reader:
             if one.start_ms <= end and one.end_ms >= start and key in one.keys
         ]
 
-    def _data(self, picture: _Picture, n: int) -> bytes | None:
-        """The bytes of that chunk; None when they are damaged."""
-        source = picture.sources[picture.places[n]]
-        offset, size = picture.offsets[n], picture.sizes[n]
-        if not isinstance(source, Segment):
-            return source[offset : offset + size].tobytes()
-        try:
-            return self.chunk(source, offset, size, picture.crcs[n])
-        except Corruption:
-            self._note_damage(source, offset)
-            return None
-
-    def _decoded(self, picture: _Picture, n: int, decode: Callable[[], None]) -> bool:
-        try:
-            decode()
-        except Corruption:
-            source = picture.sources[picture.places[n]]
-            assert isinstance(source, Segment)
-            self._note_damage(source, picture.offsets[n])
-            return False
-        return True
-
-    def _note_damage(self, segment: Segment, offset: int) -> None:
-        """Counted once a chunk. Outdated when the segment is simply gone."""
-        if segment.version not in self._engine.segments:
-            raise Outdated
-        if self._engine.settings.read_only:
-            self._check_still_there(segment)
-        if (segment.version, offset) not in self._damaged:
-            self._damaged.add((segment.version, offset))
-            self._engine.counters["corrupt_chunks"] += 1
-
-    def _check_still_there(self, segment: Segment) -> None:
-        """Beside a writer: damage, or dropped by it?"""
-        try:
-            read_header(self._engine.device, segment)
-        except Corruption:
-            raise SnapshotTooOld(
-                "the writer has dropped what this read-only opening saw: refresh() it"
-            ) from None
-
     def rows_of(self, id: int) -> Chunks:
         """The descriptors of all raw chunks of a series."""
-        ids = np.array([id], np.uint32)
-        return self._picture(ids, -(1 << 62), 1 << 62, (FRESH, RAW)).rows
-
-    # Bytes
-
-    def chunk(self, segment: Segment, offset: int, size: int, crc: int) -> bytes:
-        """A chunk's bytes, checked."""
-        self._engine.counters["chunk_reads"] += 1
-        if segment.sealed:
-            data = self._blocks(segment, offset, size)
-        else:
-            data = self._read(segment, offset, size)
-        if codecs.checksum(data, segment.salt, segment.version, offset) != crc:
-            where = self._engine.device.handle.describe(segment.slot, offset)
-            raise Corruption(f"the chunk at {where} fails its checksum", path=where, offset=offset)
-        return data
-
-    def _blocks(self, segment: Segment, offset: int, size: int) -> bytes:
-        first, last = offset // BLOCK_BYTES, (offset + size - 1) // BLOCK_BYTES
-        parts = []
-        for number in range(first, last + 1):
-            base = number * BLOCK_BYTES
-
-            def read(base: int = base) -> tuple[bytes, int]:
-                data = self._read(segment, base, min(BLOCK_BYTES, segment.end - base))
-                return data, len(data)
-
-            block = self._engine.cache.get((segment.version, number), read)
-            parts.append(block[max(0, offset - base) : offset + size - base])
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _read(self, segment: Segment, offset: int, size: int) -> bytes:
-        try:
-            return self._engine.device.read(segment.slot, offset, size)
-        except DeviceFailed as error:
-            self._engine.counters["read_errors"] += 1
-            if error.errno == 61:  # ENODATA: the file ends before it
-                raise Corruption(str(error), offset=offset) from None
-            raise
-
-    def index(self, segment: Segment) -> Chunks:
-        """The descriptors of a sealed segment; of one that is not sealed it has them itself."""
-        if not segment.sealed:
-            return np.empty(0, CHUNK)
-        engine = self._engine
-
-        def read() -> tuple[Chunks, int]:
-            engine.counters["index_reads"] += 1
-            try:
-                chunks = load_index(engine.device, segment, engine.intern)
-            except Corruption:
-                if segment.version not in engine.segments:
-                    return np.empty(0, CHUNK), 0
-                if engine.settings.read_only:
-                    self._check_still_there(segment)
-                engine.counters["corrupt_indexes"] += 1
-                chunks = salvage(engine.device, segment, engine.intern)
-            return chunks, int(chunks.nbytes)
-
-        found: Chunks = engine.cache.get((segment.version, -1), read)
-        return found
+        return picture_of(self._engine, np.array([id], np.uint32), -EVER, EVER, (FRESH, RAW)).rows
 
     # Tiers
 
     def select_tier(
         self, matchers: Sequence[Matcher], start: int, end: int, tier: int
     ) -> list[TierSeries]:
-        """Points of a tier whose buckets end within [start, end]."""
+        """Points of a tier whose buckets end within [start, end] and have numbers."""
+        found = []
+        for one in self.tier(matchers, start, end, tier):
+            some = one.count > 0
+            if some.any():
+                columns = (one.ends, one.sum, one.min, one.max, one.count)
+                found.append(TierSeries(one.labels, *(column[some] for column in columns)))
+        return found
+
+    def tier(
+        self, matchers: Sequence[Matcher], start: int, end: int, tier: int
+    ) -> list[PointSeries]:
+        """All points of a tier whose buckets end within [start, end]."""
         step = self._engine.settings.tiers[tier]
         start = max(start, self._engine.retention.horizon_ms())
+        kinds = (FRESH, RAW, TIER + tier)
         with self.reading():
             for _ in range(TRIES):
                 try:
-                    kinds = (FRESH, RAW, TIER + tier)
-                    ids, keys = self.match(matchers, start - step, end, kinds)
-                    found = self._engine.merger.tiers.read(ids, start, end, tier)
-                    both = zip(keys, found, strict=True)
+                    found = self.match(matchers, start - step, end, kinds)
+                    points = self._engine.merger.tiers.read(found.ids, start, end, tier)
+                    every = zip(found.labels, found.pairs, points, strict=True)
                     return [
-                        TierSeries(labels, times, **columns)
-                        for labels, (times, columns) in both
-                        if times.size
+                        PointSeries(dict(labels), pairs, ends, **columns)
+                        for labels, pairs, (ends, columns) in every
+                        if ends.size
                     ]
                 except Outdated:
                     self._engine.counters["reads_again"] += 1
-        raise DeviceFailed(5, "segments were dropped as fast as they were read: ask for less")
+        raise too_fast()
 
     def points(
         self, ids: Ids, start: int, end: int, tier: int
     ) -> Iterator[tuple[Times, dict[str, npt.NDArray[Any]]]]:
         """The stored points of each id, in order of time; of equal times the newest."""
         step = self._engine.settings.tiers[tier]
-        picture = self._picture(ids, start, end, (TIER + tier,))
-        firsts = np.searchsorted(picture.rows["series"], ids, "left").tolist()
-        lasts = np.searchsorted(picture.rows["series"], ids, "right").tolist()
-        for first, last in zip(firsts, lasts, strict=True):
+        picture = picture_of(self._engine, ids, start, end, (TIER + tier,))
+        both = zip(picture.firsts.tolist(), picture.lasts.tolist(), strict=True)
+        for first, last in both:
             rows = picture.rows[first:last]
             gone = self.tombstones_of(rows, start - step, end)
             parts: list[Any] = []
-            for n in range(first, last):
-                data, count = self._data(picture, n), picture.counts[n]
-                sequence = np.full(count, picture.rows["sequence"][n], np.uint64)
-                if data is not None:
-                    self._decoded(
-                        picture, n, lambda: parts.append(  # noqa: B023
-                            (*codecs.decode_points(data, count), sequence)  # noqa: B023
-                        )
-                    )  # fmt: skip
+            for n, row in enumerate(rows, first):
+                source = picture.sources[picture.places[n]]
+                assert isinstance(source, Segment)
+                found = self._points(source, row)
+                if found is not None:
+                    parts.append((*found, np.full(found[0].size, row["sequence"], np.uint64)))
             yield _merged_points(parts, gone, step, start, end)
+
+    def _points(
+        self, segment: Segment, row: Any
+    ) -> tuple[Times, dict[str, npt.NDArray[Any]]] | None:
+        """The points of one chunk; None when it is damaged."""
+        offset = int(row["offset"])
+        try:
+            data = self.chunks.chunk(segment, offset, int(row["size"]), int(row["crc"]))
+            return codecs.decode_points(data, int(row["count"]))
+        except Corruption:
+            self.chunks.note_damage(segment, offset)
+            return None
 
 
 class _Reading:
@@ -418,35 +387,55 @@ class _Reading:
             self._engine.readers -= 1
 
 
-def _found(
-    ids: Ids, start: int, end: int, segments: list[Segment], indexes: dict[int, Chunks],
-    pending: list[Any], head: tuple[Times, Values, Times, Times] | None,
-) -> _Picture:  # fmt: skip
-    """The descriptors of these series, by series and time."""
-    largest = int(ids.max()) if ids.size else 0
-    wanted = np.zeros(largest + 2, np.bool_)
-    wanted[ids] = True
-    sources: list[Any] = []
-    rows, places = [np.empty(0, CHUNK)], [np.empty(0, np.int64)]
+class Group:
+    """Some series of a picture, and where in two long arrays the samples of each shall lie: those
+    of its chunks, then its head's."""
 
-    def take(chunks: Chunks, source: Any) -> None:
-        near = (chunks["start_ms"] <= end) & (chunks["end_ms"] >= start)
-        near &= wanted[np.minimum(chunks["series"], largest + 1)]
-        if near.any():
-            rows.append(chunks[near])
-            places.append(np.full(rows[-1].size, len(sources)))
-            sources.append(source)
+    def __init__(self, picture: Picture, first: int, last: int) -> None:
+        firsts, lasts = picture.firsts[first:last], picture.lasts[first:last]
+        spans = lasts - firsts
+        self.edges = np.concatenate([[0], np.cumsum(spans)])  # of each series' rows in ours
+        numbers = np.repeat(firsts - self.edges[:-1], spans) + np.arange(self.edges[-1])
+        self.rows, self.places = picture.rows[numbers], picture.places[numbers]
+        self.owners = np.repeat(np.arange(spans.size), spans)
+        self.late = picture.head.late[first:last]
+        self._heads = picture.head.counts[first:last] + self.late
+        before = picture.head.counts[:first] + picture.head.late[:first]
+        self._head_first = int(before.sum())
+        self._head = picture.head
+        counts = np.concatenate([[0], np.cumsum(self.rows["count"], dtype=np.int64)])
+        heads = np.cumsum(self._heads) - self._heads
+        self._in_chunks = counts[self.edges[1:]] - counts[self.edges[:-1]]
+        self.at = counts[:-1] + heads[self.owners]
+        self.sizes = self._in_chunks + self._heads
+        self.bases = np.cumsum(self.sizes) - self.sizes
+        self.total = int(self.sizes.sum())
 
-    for segment in segments:
-        if segment.sealed:
-            take(indexes[segment.version], segment)
-        for part in segment.parts:
-            take(part, segment)
-    for chunks, data in pending:
-        take(chunks, data)
-    found, where = np.concatenate(rows), np.concatenate(places)
-    order = np.lexsort((found["start_ms"], found["series"]))
-    return _Picture(found[order], where[order].tolist(), sources, head)
+    def put_head(self, times: Times, values: Values) -> None:
+        count = int(self._heads.sum())
+        if not count:
+            return
+        part = slice(self._head_first, self._head_first + count)
+        starts = np.cumsum(self._heads) - self._heads
+        to = np.repeat(self.bases + self._in_chunks - starts, self._heads) + np.arange(count)
+        times[to] = self._head.times[part]
+        values.view(np.uint64)[to] = self._head.values.view(np.uint64)[part]
+
+    def mixed(self, times: Times, good: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Of each series: whether its samples are not simply one chunk behind another."""
+        found = self.late > 0
+        found[self.owners[~good]] = True
+        overlaps = self.rows["start_ms"][1:] <= self.rows["end_ms"][:-1]
+        overlaps &= self.owners[1:] == self.owners[:-1]
+        found[self.owners[1:][overlaps]] = True
+        both = np.flatnonzero((self._heads > 0) & (self._in_chunks > 0))
+        ends = self.rows["end_ms"][self.edges[1:][both] - 1]
+        found[both] |= times[self.bases[both] + self._in_chunks[both]] <= ends
+        return found
+
+
+def too_fast() -> DeviceFailed:
+    return DeviceFailed(5, "segments were dropped as fast as they were read: ask for less")
 
 
 def keep_last(
@@ -477,10 +466,9 @@ def _merged_points(
     parts: list[Any], gone: list[tuple[int, int, int]], step: int, start: int, end: int
 ) -> tuple[Times, dict[str, npt.NDArray[Any]]]:
     if not parts:
-        empty = {
-            name: np.empty(0, np.int64 if name == "count" else np.float64) for name in codecs.FIELDS
+        return np.empty(0, np.int64), {
+            name: np.empty(0, kind) for name, kind in codecs.FIELDS.items()
         }
-        return np.empty(0, np.int64), empty
     times = np.concatenate([part[0] for part in parts])
     sequence = np.concatenate([part[2] for part in parts])
     columns = {name: np.concatenate([part[1][name] for part in parts]) for name in codecs.FIELDS}

@@ -8,18 +8,33 @@ on the medium a series is its key. Not thread-safe: the engine's lock is held in
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from siltstone.errors import InvalidValue
 from siltstone.metrics.keys import labels_of
-from siltstone.metrics.labels import condition
+from siltstone.metrics.labels import Labels, condition
 from siltstone.metrics.source import Matcher
 
 Ids = npt.NDArray[np.uint32]
 _NONE: Ids = np.empty(0, np.uint32)
+# Of answers that are kept, since dashboards ask the same again and again: reading and sorting the
+# labels of 1,000 series takes 10 ms.
+SERIES_KEPT: Final = 100_000
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Series by their sorted labels; not to be changed."""
+
+    ids: Ids
+    labels: Sequence[Mapping[str, str]]
+    pairs: Sequence[Labels]
 
 
 @functools.lru_cache(256)
@@ -38,6 +53,8 @@ class Registry:
         self._keys: dict[int, bytes] = {}
         self._values: dict[str, dict[str, list[int]]] = {}
         self._all: Ids | None = _NONE
+        self._answers: OrderedDict[tuple[Matcher, ...], Matched] = OrderedDict()
+        self._answers_size = 0
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -56,19 +73,21 @@ class Registry:
         assert key not in self._ids
         self._ids[key] = id
         self._keys[id] = key
-        self._all = None
+        self._changed()
         for name, value in labels_of(key).items():
             self._values.setdefault(name, {}).setdefault(value, []).append(id)
 
     def remove(self, ids: Iterable[int]) -> None:
         """They are not known any more."""
         gone = set(ids)
+        if not gone:
+            return
         touched: set[tuple[str, str]] = set()
         for id in gone:
             key = self._keys.pop(id)
             del self._ids[key]
             touched.update(labels_of(key).items())
-        self._all = None
+        self._changed()
         for name, value in touched:
             left = [id for id in self._values[name][value] if id not in gone]
             if left:
@@ -83,6 +102,32 @@ class Registry:
         if self._all is None:
             self._all = np.sort(np.fromiter(self._keys, np.uint32, len(self._keys)))
         return self._all
+
+    def _changed(self) -> None:
+        self._all = None
+        self._answers.clear()
+        self._answers_size = 0
+
+    def select(self, matchers: Sequence[Matcher]) -> Matched:
+        """The series that satisfy all matchers, by their labels; kept for the next time."""
+        asked = tuple(matchers)
+        answer = self._answers.pop(asked, None)
+        if answer is None:
+            answer = self._sorted(self.match(matchers))
+            self._answers_size += 1 + answer.ids.size
+        self._answers[asked] = answer
+        while self._answers_size > SERIES_KEPT and len(self._answers) > 1:
+            _, oldest = self._answers.popitem(last=False)
+            self._answers_size -= 1 + oldest.ids.size
+        return answer
+
+    def _sorted(self, ids: Ids) -> Matched:
+        labels = [labels_of(self._keys[id]) for id in ids.tolist()]
+        pairs = [tuple(one.items()) for one in labels]  # a key has them by name
+        order = sorted(range(len(pairs)), key=pairs.__getitem__)
+        if not order:
+            return Matched(_NONE, [], [])
+        return Matched(ids[order], [labels[n] for n in order], [pairs[n] for n in order])
 
     def match(self, matchers: Sequence[Matcher]) -> Ids:
         """The ids of the series that satisfy all matchers, rising."""

@@ -35,6 +35,7 @@ class Arrived:
     late: bool
     times: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
+    newest: int  # of all that came, also of what is not left
 
 
 class Arrivals:
@@ -120,9 +121,10 @@ class Arrivals:
             kept = _alone(times[part]) if not id & LATE else np.ones(end - first, np.bool_)
             kept[np.flatnonzero(kept)[: consumed.get(id, 0)]] = False
             _without(kept, times[part], order[part], gone.get(id & ~LATE, []))
-            if kept.any():
-                late = bool(id & LATE)
-                yield Arrived(id & ~LATE, late, times[part][kept], _picked(values[part], kept))
+            late = bool(id & LATE)
+            left = times[part][kept]
+            newest = int(times[part].max())
+            yield Arrived(id & ~LATE, late, left, _picked(values[part], kept), newest)
 
     def _one_id(self, ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         for id, first in self._same.items():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from siltstone.metrics.numbers import number_text, sample_texts, seconds_text
+from siltstone.metrics.decimals import Samples
+from siltstone.metrics.numbers import number_text, seconds_text
 from siltstone.metrics.source import Times, Values
 
 if TYPE_CHECKING:
@@ -29,8 +32,14 @@ GO_ESCAPES = {
 }
 
 
+@lru_cache(1 << 14)  # names and values of labels come again and again
 def json_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).translate(GO_ESCAPES)
+
+
+def metric_json(labels: Mapping[str, str]) -> str:
+    pairs = [f"{json_string(name)}:{json_string(value)}" for name, value in sorted(labels.items())]
+    return "{" + ",".join(pairs) + "}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +56,8 @@ class Result:
     values: Values  # (row, column)
     present: npt.NDArray[np.bool_]  # where there is a sample: NaN can be one
     text: str = ""
+    tiers: tuple[str, ...] = ()  # steps of the tiers that were read in place of samples
+    warnings: tuple[str, ...] = ()  # where the answer is less exact than was asked for
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,20 +82,14 @@ class Result:
             return f"[{number_text(self.seconds[0])},{json_string(self.text)}]"
         if self.kind == "scalar":
             return f'[{number_text(self.seconds[0])},"{number_text(self.values[0, 0])}"]'
-        moments = [seconds_text(time) for time in self.times.tolist()]
-        key = "value" if self.kind == "vector" else "values"
-        rows = []
-        for labels, values, present in zip(self.labels, self.values, self.present, strict=True):
-            at = np.flatnonzero(present)
-            texts = sample_texts(values[at])
-            metric = ",".join(
-                f"{json_string(name)}:{json_string(labels[name])}" for name in sorted(labels)
-            )
-            samples = ",".join(
-                [f'[{moments[n]},"{text}"]' for n, text in zip(at.tolist(), texts, strict=True)]
-            )
-            listed = samples if self.kind == "vector" else f"[{samples}]"
-            rows.append(f'{{"metric":{{{metric}}},"{key}":{listed}}}')
+        samples = Samples([seconds_text(time) for time in self.times.tolist()])
+        start, end = ('"value":', "}") if self.kind == "vector" else ('"values":[', "]}")
+        values = np.ascontiguousarray(self.values)
+        present = np.ascontiguousarray(self.present).view(np.uint8)
+        rows = [
+            f'{{"metric":{metric_json(labels)},{start}{samples.row(row, here)}{end}'
+            for labels, row, here in zip(self.labels, values, present, strict=True)
+        ]
         return "[" + ",".join(rows) + "]"
 
     # Tables: a row a sample -----------------------------------------------------------------

@@ -31,6 +31,7 @@ class Retention:
         self._engine = engine
         self.making_room = False  # the kept slots are for what that takes
         self.protected: set[int] = set()  # versions that a merge is reading
+        self.dropped_until_ms = -(1 << 62)  # of raw data: what the head remembers may be gone
 
     def horizon_ms(self) -> int:
         """Samples before it are gone; a very small number without a retention time."""
@@ -132,6 +133,11 @@ class Retention:
         counters["segments_dropped"] += 1
         counters["dropped_bytes"] += segment.end
         counters["dropped_samples"] += segment.samples
+        self.note_dropped(segment)
+
+    def note_dropped(self, segment: Segment) -> None:
+        if segment.kind in (RAW, FRESH):
+            self.dropped_until_ms = max(self.dropped_until_ms, segment.end_ms)
 
     def forecast(self) -> dict[str, float]:
         """What the data at hand say: bytes a second of raw data, and how long the quota lasts."""

@@ -27,7 +27,7 @@ import zstandard
 from siltstone.errors import Corruption
 from siltstone.log.checksum import crc32c
 from siltstone.log.device import Device
-from siltstone.metrics.chunks import checksum
+from siltstone.metrics.decoding import put_checksums
 from siltstone.metrics.head import CHUNK, CHUNK_SIZE
 from siltstone.metrics.state import SegmentRow
 
@@ -148,15 +148,10 @@ def extent_bytes(
     )
     if grown.end + index_size(grown) > segment_bytes:
         return None
-    placed = chunks.copy()
-    placed["offset"] += segment.end + meta
-    view = data.data
-    for row, at, size in zip(
-        placed, chunks["offset"].tolist(), chunks["size"].tolist(), strict=True
-    ):
-        row["crc"] = checksum(
-            view[at : at + size], segment.salt, segment.version, int(row["offset"])
-        )
+    placed = np.ascontiguousarray(chunks).copy()
+    put_checksums(
+        placed.view(np.uint8), data, segment.salt, segment.version, segment.end + meta
+    )
     written = placed.copy()
     written["series"] = _scattered(numbers, placed["series"])
     head = _extent_header(segment, written, frame, len(new), length, 0, len(segment.numbers))

@@ -85,6 +85,9 @@ class MetricsSettings(SettingsBase):
     merge_samples: int = setting(
         16384, COUNT, "samples of a chunk after the merge", low=256, high=1 << 20
     )
+    tier_from_samples: int = setting(
+        65_536, COUNT, "samples of a series from which on a coarse query reads a tier"
+    )
     background: bool = setting(
         True, SWITCH, "a thread flushes, merges and drops; false: callers do it"
     )

@@ -5,6 +5,7 @@
              | varint * (count - 1)        flags & 1 = 1: each step less the one before
     values  := bits (8)                    flags >> 1 = 0: all the same
              | varint * count              flags >> 1 = 1: whole numbers, each less the one before
+             | scale (1) varint * count    flags >> 1 = 3: the same, of so many decimals
              | bits (8) change * (count-1) flags >> 1 = 2: xor with the one before
     change  := 0 | (zero bytes at the low end << 4 | bytes) (1) bytes
 
@@ -17,12 +18,15 @@ from libc.string cimport memcpy
 import numpy as np
 
 from siltstone.errors import Corruption
+from siltstone.metrics.scaling cimport SCALE_MAX, scale_down, scale_of, scale_up
 
 cdef enum:
     TIMES_UNEVEN = 1
     VALUES_SAME = 0
     VALUES_WHOLE = 1
     VALUES_XOR = 2
+    VALUES_SCALED = 3
+    SCALED_AT_ONCE = 64
 
 cdef extern from *:
     """
@@ -88,19 +92,12 @@ cdef bint small_even(const int64_t *times, uint32_t count) noexcept nogil:
     return True
 
 
-cdef int value_mode(const double *values, uint32_t count) noexcept nogil:
-    cdef bint same = True, whole = True
-    cdef uint64_t first = bits_of(values[0])
+cdef bint all_same(const double *values, uint32_t count) noexcept nogil:
     cdef uint32_t n
-    for n in range(count):
-        same = same and bits_of(values[n]) == first
-        if not -9007199254740992.0 <= values[n] <= 9007199254740992.0:
-            whole = False
-        elif bits_of(<double><int64_t>values[n]) != bits_of(values[n]):
-            whole = False
-        if not same and not whole:
-            return VALUES_XOR
-    return VALUES_SAME if same else VALUES_WHOLE
+    for n in range(1, count):
+        if bits_of(values[n]) != bits_of(values[0]):
+            return False
+    return True
 
 
 cdef char *put_times(char *to, const int64_t *times, uint32_t count,
@@ -140,27 +137,46 @@ cdef char *put_xors(char *to, const double *values, uint32_t count) noexcept nog
     return to
 
 
+cdef char *put_wholes(char *to, const double *values, uint32_t count, int scale) noexcept nogil:
+    """NULL when they are no whole numbers at this scale."""
+    cdef int64_t[SCALED_AT_ONCE] whole
+    cdef uint64_t before = 0
+    cdef uint32_t first = 0, some, n
+    while first < count:
+        some = min(count - first, <uint32_t>SCALED_AT_ONCE)
+        if not scale_up(values + first, some, scale, whole):
+            return NULL
+        for n in range(some):
+            to = put_varint(to, <uint64_t>whole[n] - before)
+            before = <uint64_t>whole[n]
+        first += some
+    return to
+
+
 cdef uint64_t small_encode(const int64_t *times, const double *values, uint32_t count,
                            char *out) noexcept nogil:
     cdef bint is_even = small_even(times, count)
-    cdef int mode = value_mode(values, count)
-    cdef uint64_t before = 0, bits
+    cdef uint64_t bits = bits_of(values[0])
+    cdef int scale = 0
+    cdef int mode = VALUES_SAME
     cdef char *to = out + 1
-    cdef uint32_t n
+    cdef char *after
+    if not all_same(values, count):
+        scale = scale_of(values, count)
+        mode = VALUES_XOR if scale < 0 else VALUES_SCALED if scale else VALUES_WHOLE
     out[0] = <char>((0 if is_even else TIMES_UNEVEN) | mode << 1)
     to = put_times(to, times, count, is_even)
     if mode == VALUES_SAME:
-        bits = bits_of(values[0])
         memcpy(to, &bits, 8)
-        to += 8
-    elif mode == VALUES_WHOLE:
-        for n in range(count):
-            bits = <uint64_t><int64_t>values[n]
-            to = put_varint(to, bits - before)
-            before = bits
-    else:
-        to = put_xors(to, values, count)
-    return <uint64_t>(to - out)
+        return <uint64_t>(to + 8 - out)
+    if mode == VALUES_SCALED:
+        to[0] = <char>scale
+        to += 1
+    after = NULL if mode == VALUES_XOR else put_wholes(to, values, count, scale)
+    if after == NULL:   # or a value of the first has too many digits at the scale of the last
+        out[0] = <char>((0 if is_even else TIMES_UNEVEN) | VALUES_XOR << 1)
+        after = put_xors(to - (mode == VALUES_SCALED), values, count)
+    return <uint64_t>(after - out)
 
 
 # Decoding ----------------------------------------------------------------------------------------
@@ -216,14 +232,29 @@ cdef const char *get_xors(const char *at, const char *end, uint32_t count,
     return at
 
 
+cdef const char *get_wholes(const char *at, const char *end, uint32_t count, int scale,
+                            double *values) noexcept nogil:
+    cdef int64_t *whole = <int64_t *>values
+    cdef uint64_t number = 0, change
+    cdef uint32_t n
+    for n in range(count):
+        at = get_varint(at, end, &change)
+        if at == NULL:
+            return NULL
+        number += change
+        whole[n] = <int64_t>number
+    scale_down(whole, count, scale, values)
+    return at
+
+
 cdef int small_decode(const char *data, uint64_t size, uint32_t count, int64_t *times,
                       double *values) noexcept nogil:
     cdef const char *at = data + 1
     cdef const char *end = data + size
-    cdef uint64_t bits = 0, change
+    cdef uint64_t bits = 0
     cdef uint32_t n
-    cdef int mode
-    if size < SMALL_HEADER or count == 0 or <uint8_t>data[0] >> 1 > VALUES_XOR:
+    cdef int mode, scale = 0
+    if size < SMALL_HEADER or count == 0 or <uint8_t>data[0] >> 1 > VALUES_SCALED:
         return -1
     mode = <uint8_t>data[0] >> 1
     at = get_times(at, end, not data[0] & TIMES_UNEVEN, count, times)
@@ -239,12 +270,14 @@ cdef int small_decode(const char *data, uint64_t size, uint32_t count, int64_t *
         for n in range(count):
             values[n] = double_of(bits)
     else:
-        for n in range(count):
-            at = get_varint(at, end, &change)
-            if at == NULL:
+        if mode == VALUES_SCALED:
+            if at >= end or <uint8_t>at[0] > SCALE_MAX:
                 return -1
-            bits += change
-            values[n] = <double><int64_t>bits
+            scale = <uint8_t>at[0]
+            at += 1
+        at = get_wholes(at, end, count, scale, values)
+        if at == NULL:
+            return -1
     return 0 if at == end else -1
 
 

@@ -9,10 +9,10 @@ ended there ("staleness marker"), every other NaN is a value like any other.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,9 @@ class Series:
     labels: Mapping[str, str]  # with the metric's name under "__name__", if it has one
     times: Times
     values: Values
+    pairs: tuple[tuple[str, str], ...] | None = None  # the labels as labels.py has them, if known
+    # Where samples have expired and a tier's stand in: (until when, ms between them), rising.
+    coarse: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def seconds(self) -> Values:
@@ -61,3 +64,55 @@ class Source(Protocol):
         only: an engine may answer from coarser data where that serves as well. Never mutated by
         the caller: the arrays may be views of what the engine keeps.
         """
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest sample of each series at one moment: a row a series, by their sorted labels."""
+
+    pairs: Sequence[tuple[tuple[str, str], ...]]  # the labels as labels.py has them
+    times: Times
+    values: Values
+
+
+@dataclass(frozen=True)
+class PointSeries:
+    """The points of one series in a tier: what the samples in (end - step, end] came to."""
+
+    labels: Mapping[str, str]
+    pairs: tuple[tuple[str, str], ...]
+    ends: Times  # of the buckets, multiples of the step
+    sum: Values  # of the numbers: NaN is none
+    min: Values  # NaN where there is no number
+    max: Values
+    count: Times  # of the numbers
+    nans: Times  # samples that are NaN, staleness markers not counted
+    last: Values  # the newest sample, whatever it is
+    lag: Times  # ms from that to the end
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of a tier, a series each, by their sorted labels."""
+
+    step_ms: int
+    series: Sequence[PointSeries]
+
+
+@runtime_checkable
+class QuickSource(Source, Protocol):
+    """A source that can do with less than `select`; the answers are those of `select`."""
+
+    def latest(self, matchers: Sequence[Matcher], end_ms: int, lookback_ms: int) -> Latest:
+        """Of each series the newest sample in [end_ms - lookback_ms, end_ms], if it has one."""
+
+    def batches(
+        self, matchers: Sequence[Matcher], start_ms: int, end_ms: int
+    ) -> Iterator[list[Series]]:
+        """What `select` gives, some series at a time: who is done with them can let them go."""
+
+    def points(
+        self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, grid_ms: int
+    ) -> Points | None:
+        """The points within [start_ms, end_ms] of the coarsest tier whose step divides `grid_ms`;
+        None: there is none, or reading the samples takes no longer."""

@@ -75,6 +75,7 @@ class State(msgspec.Struct, array_like=True):
     live: Live
     tiers: list[int]  # steps in ms
     marks: dict[str, int]
+    dropped_until_ms: int  # newest sample that retention dropped
 
 
 def pack(record: Changed | Tombstone | Mark | State) -> bytes:

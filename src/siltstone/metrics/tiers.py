@@ -1,7 +1,11 @@
-"""Tiers: sum, min, max and count of the samples in each step of time, for as long as they fit.
+"""Tiers: what the samples in each step of time came to, for as long as that fits.
 
-A bucket is (end - step, end], its point stands at `end`, a multiple of the step. NaN does not
-count; a bucket without samples has no point. Points are derived from the merged raw data, so each
+A bucket is (end - step, end], its point stands at `end`, a multiple of the step: sum, min, max and
+count of its numbers, how many NaN there were beside (`nans`; staleness markers are none), its last
+sample whatever that is, and by how much that came before the end (`lag`, ms). With it a query gets
+from points what it would get from samples (tiered.py). A bucket without samples has no point.
+
+Points are derived from the merged raw data, so each
 sample counts once, and only where no sample within the out-of-order window can still come; what
 is newer is computed from raw samples when it is asked for. A deletion or a late import marks its
 series, whose buckets are derived again and win by their higher sequence.
@@ -16,9 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from siltstone.metrics import chunks as codecs
+from siltstone.metrics.chunks import FIELDS
 from siltstone.metrics.head import CHUNK, NONE_MS
+from siltstone.metrics.picture import picture_of
 from siltstone.metrics.registry import Ids
-from siltstone.metrics.segment import TIER
+from siltstone.metrics.segment import FRESH, TIER
+from siltstone.metrics.source import STALE_NAN_BITS
 
 if TYPE_CHECKING:
     from siltstone.metrics.change import Change
@@ -33,19 +40,40 @@ def bucket(
     times: npt.NDArray[np.int64], values: npt.NDArray[np.float64], step: int
 ) -> tuple[npt.NDArray[np.int64], Columns]:
     """(ends, columns) of the buckets that have samples."""
-    kept = ~np.isnan(values)
-    if not kept.all():
-        times, values = times[kept], values[kept]
+    if not times.size:
+        return np.empty(0, np.int64), {name: np.empty(0, kind) for name, kind in FIELDS.items()}
     ends = -(-times // step) * step
-    firsts = np.flatnonzero(np.diff(ends, prepend=ends[:1] - 1)) if ends.size else np.empty(0, int)
-    if not ends.size:
-        empty = np.empty(0, np.float64)
-        return ends, {"sum": empty, "min": empty, "max": empty, "count": np.empty(0, np.int64)}
-    return ends[firsts], {
+    firsts = np.flatnonzero(np.diff(ends, prepend=ends[0] - 1))
+    lasts = np.append(firsts[1:], ends.size) - 1
+    found = ends[firsts]
+    columns = {
+        "lag": found - times[lasts],
+        "last": values.view(np.uint64)[lasts].view(np.float64),
+    }
+    missing = np.isnan(values)
+    if missing.any():
+        return found, {**columns, **_without_nan(values, missing, firsts)}
+    return found, {
+        **columns,
         "sum": np.add.reduceat(values, firsts),
         "min": np.minimum.reduceat(values, firsts),
         "max": np.maximum.reduceat(values, firsts),
-        "count": np.diff(firsts, append=ends.size).astype(np.int64),
+        "count": lasts - firsts + 1,
+        "nans": np.zeros(firsts.size, np.int64),
+    }
+
+
+def _without_nan(values: Any, missing: Any, firsts: Any) -> Columns:
+    numbers = np.add.reduceat(~missing, firsts, dtype=np.int64)
+    least = np.minimum.reduceat(np.where(missing, np.inf, values), firsts)
+    most = np.maximum.reduceat(np.where(missing, -np.inf, values), firsts)
+    real = missing & (values.view(np.uint64) != STALE_NAN_BITS)
+    return {
+        "sum": np.add.reduceat(np.where(missing, 0.0, values), firsts),
+        "min": np.where(numbers > 0, least, np.nan),
+        "max": np.where(numbers > 0, most, np.nan),
+        "count": numbers,
+        "nans": np.add.reduceat(real, firsts, dtype=np.int64),
     }
 
 
@@ -192,31 +220,51 @@ class Tiers:
     def read(self, ids: Ids, start: int, end: int, tier: int) -> Iterator[tuple[Any, Columns]]:
         """Of each id: stored points, then those of samples that are in no stored point yet."""
         step = self.steps[tier]
-        stored = list(self._engine.reader.points(ids, start, end, tier))
+        stored = self._engine.reader.points(ids, start, end, tier)
         floor = floor_to(start - 1, step)
-        known = []
-        for id, (times, _) in zip(ids.tolist(), stored, strict=True):
-            derived = self._engine.derived(id)
-            if derived != NONE_MS:
-                known.append(max(floor, floor_to(derived, step)))
-            else:
-                known.append(int(times[-1]) if times.size else floor)
-        raw = self._engine.reader.raw(ids, min(known, default=end) + 1, end)
-        for at, (times, columns), (raw_times, raw_values) in zip(known, stored, raw, strict=True):
-            # A bucket that was closed early, since its raw data went, may have got more samples.
-            kept = times <= at
-            if not kept.all():
-                times, columns = times[kept], {n: c[kept] for n, c in columns.items()}
-            first = np.searchsorted(raw_times, at + 1)
-            ends, fresh = bucket(raw_times[first:], raw_values[first:], step)
+        known = np.array([self._known(id, floor, step) for id in ids.tolist()], np.int64)
+        unmerged = self._unmerged(ids, floor + 1, end)
+        known = np.minimum(known, (unmerged - 1) // step * step)
+        raw = self._engine.reader.raw_from(ids, known + 1, end)
+        for (times, columns), (raw_times, raw_values) in zip(stored, raw, strict=True):
+            ends, fresh = bucket(raw_times, raw_values, step)
             inside = (ends >= start) & (ends <= end)
             if inside.any():
-                times = np.concatenate([times, ends[inside]])
-                columns = {
-                    name: np.concatenate([column, fresh[name][inside]])
-                    for name, column in columns.items()
-                }
-            yield times, columns
+                fresh = {name: column[inside] for name, column in fresh.items()}
+                yield _united(times, columns, ends[inside], fresh)
+            else:
+                yield times, columns
+
+    def _known(self, id: int, floor: int, step: int) -> int:
+        """Up to where the stored points have all samples, but for those that came later."""
+        derived = self._engine.derived(id)
+        return floor if derived == NONE_MS else max(floor, floor_to(derived, step))
+
+    def _unmerged(self, ids: Ids, start: int, end: int) -> npt.NDArray[np.int64]:
+        """Of each id, the time of its first sample that no merge has seen. (What came late, or
+        was imported, may be older than what points were derived up to.)"""
+        picture = picture_of(self._engine, ids, start, end, (FRESH,), live=True)
+        found = np.full(ids.size, end + 1)
+        np.minimum.at(found, picture.owners(), picture.rows["start_ms"])
+        held = picture.head.counts + picture.head.late
+        np.minimum.at(found, np.repeat(np.arange(ids.size), held), picture.head.times)
+        return found
+
+
+def _united(
+    times: npt.NDArray[np.int64], columns: Columns, ends: npt.NDArray[np.int64], fresh: Columns
+) -> tuple[npt.NDArray[np.int64], Columns]:
+    """Stored points and those made of samples. A bucket that both have: the one that knows more
+    samples, since late ones are in no stored point, and expired ones no samples any more."""
+    both = np.concatenate([times, ends])
+    joined = {name: np.concatenate([column, fresh[name]]) for name, column in columns.items()}
+    samples = joined["count"] + joined["nans"]
+    order = np.lexsort((samples, both))  # stable: of equal ones the fresh one is last
+    ordered = both[order]
+    last = np.ones(ordered.size, np.bool_)
+    last[:-1] = ordered[1:] != ordered[:-1]
+    picked = order[last]
+    return both[picked], {name: column[picked] for name, column in joined.items()}
 
 
 def _edges(start: int, end: int, step: int) -> list[tuple[int, int]]:

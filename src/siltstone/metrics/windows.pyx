@@ -52,10 +52,42 @@ cdef extern from *:
     }
     SILT_BEST(silt_least, <)
     SILT_BEST(silt_greatest, >)
+
+    /* Of the distances from v[0]: their mean, then of what is left of each the sum and the sum of
+       squares. Four chains at once. */
+    typedef struct { double left, squares; } silt_moments_t;
+
+    static silt_moments_t silt_moments(const double *v, Py_ssize_t n) {
+        double s[4] = {0, 0, 0, 0}, q[4] = {0, 0, 0, 0}, l[4] = {0, 0, 0, 0}, first = v[0], d;
+        Py_ssize_t i, k;
+        for (i = 0; i + 4 <= n; i += 4)
+            for (k = 0; k < 4; k++)
+                s[k] += v[i + k] - first;
+        for (; i < n; i++)
+            s[0] += v[i] - first;
+        double mean = ((s[0] + s[1]) + (s[2] + s[3])) / (double)n;
+        for (i = 0; i + 4 <= n; i += 4)
+            for (k = 0; k < 4; k++) {
+                d = (v[i + k] - first) - mean;
+                l[k] += d;
+                q[k] += d * d;
+            }
+        for (; i < n; i++) {
+            d = (v[i] - first) - mean;
+            l[0] += d;
+            q[0] += d * d;
+        }
+        silt_moments_t found = {(l[0] + l[1]) + (l[2] + l[3]), (q[0] + q[1]) + (q[2] + q[3])};
+        return found;
+    }
     """
+    ctypedef struct silt_moments_t:
+        double left     # of the distances, after their mean was taken off: nearly 0
+        double squares
     ctypedef struct silt_scan_t:
         int64_t nans   # values that are NaN
         int64_t drops  # values below the one before
+    silt_moments_t silt_moments(const double *v, Py_ssize_t n) noexcept nogil
     silt_scan_t silt_scan(const double *v, Py_ssize_t n) noexcept nogil
     double silt_least(const double *v, Py_ssize_t n) noexcept nogil
     double silt_greatest(const double *v, Py_ssize_t n) noexcept nogil
@@ -294,7 +326,18 @@ cdef double f_first(const int64_t *t, const double *v, Py_ssize_t n, Window *w) 
 
 
 cdef double f_stdvar(const int64_t *t, const double *v, Py_ssize_t n, Window *w) noexcept nogil:
-    # Welford's method, both sums compensated
+    """Prometheus follows Welford, whose divisions wait for one another. The mean first, of the
+    distances from the first value (so that equal values have exactly none), then the squares, is
+    as exact; the last bits may differ."""
+    cdef silt_moments_t found = silt_moments(v, n)
+    cdef double variance = (found.squares - found.left * found.left / <double>n) / <double>n
+    if isnan(variance) or isinf(variance):
+        return welford(v, n)
+    return variance if variance > 0 else 0
+
+
+cdef double welford(const double *v, Py_ssize_t n) noexcept nogil:
+    # both sums compensated
     cdef Sum mean = Sum(0, 0)
     cdef Sum squares = Sum(0, 0)
     cdef double delta

@@ -1,0 +1,27 @@
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Buffer
+
+TIMES_LEFT: int
+VALUES_LEFT: int
+DAMAGED: int
+
+def decode(
+    rows: Buffer,
+    blocks: list[Buffer],
+    block: npt.NDArray[np.int64],
+    inside: npt.NDArray[np.int64],
+    salts: npt.NDArray[np.uint32],
+    versions: npt.NDArray[np.uint64],
+    at: npt.NDArray[np.int64],
+    times: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float64],
+) -> npt.NDArray[np.uint8]: ...
+def trim(
+    times: npt.NDArray[np.int64],
+    firsts: npt.NDArray[np.int64],
+    lasts: npt.NDArray[np.int64],
+    start: int,
+    end: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+def put_checksums(rows: Buffer, data: Buffer, salt: int, version: int, base: int) -> None: ...

@@ -1,0 +1,146 @@
+"""A picture: the chunks that may hold samples of some series and range, at one moment.
+
+Made under the engine's lock, read without it. Rows are sorted by series and time; a row's chunk
+lies in `sources[places[row]]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from siltstone.metrics.chunkreader import Bytes
+from siltstone.metrics.head import CHUNK
+from siltstone.metrics.registry import Ids
+from siltstone.metrics.segment import RAW, Chunks, Segment
+from siltstone.metrics.source import Times, Values
+
+if TYPE_CHECKING:
+    from siltstone.metrics.engine import Engine
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass
+class HeadSamples:
+    """What the heads of these series hold: first in order, then what came late, series by series."""
+
+    times: Times
+    values: Values
+    counts: Numbers  # of each series
+    late: Numbers
+
+
+@dataclasses.dataclass
+class Picture:
+    """See the module's docstring."""
+
+    ids: Ids
+    rows: Chunks
+    places: Numbers
+    sources: Sequence[Bytes]
+    head: HeadSamples
+    firsts: Numbers  # of each id: its rows are [first, last)
+    lasts: Numbers
+
+    def owners(self) -> Numbers:
+        """Of each row, whose it is, as an index into `ids`."""
+        order = np.argsort(self.ids)
+        return order[np.searchsorted(self.ids[order], self.rows["series"])]
+
+    def after(self, times: Numbers) -> Picture:
+        """Without the chunks that end before their series' time."""
+        kept = self.rows["end_ms"] >= times[self.owners()]
+        if kept.all():
+            return self
+        rows, places = self.rows[kept], self.places[kept]
+        return sorted_picture(self.ids, rows, places, self.sources, self.head)
+
+
+def picture_of(
+    engine: Engine, ids: Ids, start: int, end: int, kinds: Sequence[int],
+    live: bool | None = None,
+) -> Picture:  # fmt: skip
+    """What there is of these series; `live`: also what is not in segments yet, by default with
+    raw data. Indexes are read before that: a thread that reads one needs the engine's lock."""
+    live = RAW in kinds if live is None else live
+    indexes: dict[int, Chunks] = {}
+    while True:
+        for segment in near(engine, start, end, kinds):
+            if segment.sealed and segment.version not in indexes:
+                indexes[segment.version] = engine.reader.chunks.index(segment)
+        with engine.lock:
+            segments = near(engine, start, end, kinds)
+            if any(one.sealed and one.version not in indexes for one in segments):
+                continue  # one was sealed meanwhile
+            head, pending = _no_head(ids), []
+            if live:
+                head = HeadSamples(
+                    *engine.head.snapshot(np.ascontiguousarray(ids), start, end)
+                )
+                engine.gather()
+                pending = list(engine.pending)
+        return _picture(ids, start, end, segments, indexes, pending, head)
+
+
+def near(engine: Engine, start: int, end: int, kinds: Sequence[int]) -> list[Segment]:
+    """The segments of these kinds that touch the range."""
+    return [
+        segment
+        for segment in engine.segments.values()
+        if segment.kind in kinds and segment.start_ms <= end and segment.end_ms >= start
+    ]
+
+
+def _no_head(ids: Ids) -> HeadSamples:
+    none = np.zeros(ids.size, np.int64)
+    return HeadSamples(np.empty(0, np.int64), np.empty(0, np.float64), none, none)
+
+
+def _picture(
+    ids: Ids, start: int, end: int, segments: list[Segment], indexes: dict[int, Chunks],
+    pending: list[Any], head: HeadSamples,
+) -> Picture:  # fmt: skip
+    largest = int(ids.max()) if ids.size else 0
+    wanted = np.zeros(largest + 2, np.bool_)
+    wanted[ids] = True
+    sources: list[Bytes] = []
+    rows, places = [np.empty(0, CHUNK)], [np.empty(0, np.int64)]
+
+    def take(chunks: Chunks, source: Bytes) -> None:
+        found = np.flatnonzero(wanted[np.minimum(chunks["series"], largest + 1)])
+        some = chunks[found]
+        touching = (some["start_ms"] <= end) & (some["end_ms"] >= start)
+        if not touching.all():
+            some = some[touching]
+        if some.size:
+            rows.append(some)
+            if not sources or sources[-1] is not source:
+                sources.append(source)
+            places.append(np.full(some.size, len(sources) - 1))
+
+    for segment in segments:
+        if segment.sealed:
+            take(indexes[segment.version], segment)
+        for part in segment.parts:
+            take(part, segment)
+    for chunks, data in pending:
+        take(chunks, data)
+    found, where = np.concatenate(rows), np.concatenate(places)
+    return sorted_picture(ids, found, where, sources, head)
+
+
+def sorted_picture(
+    ids: Ids, rows: Chunks, places: Numbers, sources: Sequence[Bytes],
+    head: HeadSamples | None = None,
+) -> Picture:  # fmt: skip
+    """Of rows in any order. `head`: of these ids in this order; None: they have none."""
+    order = np.lexsort((rows["start_ms"], rows["series"]))
+    rows, places = rows[order], places[order]
+    series = np.ascontiguousarray(rows["series"])
+    firsts, lasts = np.searchsorted(series, ids, "left"), np.searchsorted(series, ids, "right")
+    return Picture(ids, rows, places, sources, head or _no_head(ids), firsts, lasts)

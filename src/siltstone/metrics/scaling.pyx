@@ -1,0 +1,184 @@
+"""Numbers with few decimals as whole numbers: 17.3 is 173 tenths.
+
+Most of what is measured is that, and whole numbers compress better and several times faster than
+the doubles (measured on a percentage with one decimal that wanders, pcodec level 4: 0.48 bytes a
+sample instead of 0.57, encoded at 40 M/s instead of 21, decoded at 280 M/s instead of 150). A value
+counts as scaled only when the division gives all its 64 bits back; -0.0 and NaN never do.
+"""
+from libc.stdint cimport int64_t, uint32_t
+
+import numpy as np
+
+cdef extern from *:
+    """
+    #define SILT_SCALE_MAX 6
+    #define SILT_BLOCK 256
+    /* Adding it rounds to a whole number, which then stands in the low bits; below 2^51 only. */
+    #define SILT_MAGIC 6755399441055744.0
+    #define SILT_LIMIT 2251799813685248.0
+    #define SILT_VECTOR __attribute__((optimize("O3")))
+
+    static const double silt_tens[] = {1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6};
+
+    typedef union { double number; int64_t bits; } silt_word_t;
+
+    /* Nonzero: some of the values are no whole numbers of 10^-scale. */
+    static SILT_VECTOR int64_t silt_differs(const double *v, uint32_t n, double ten) {
+        int64_t differs = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            silt_word_t value, again;
+            double scaled = v[i] * ten;
+            value.number = v[i];
+            again.number = ((scaled + SILT_MAGIC) - SILT_MAGIC) / ten;
+            differs |= value.bits ^ again.bits;
+            differs |= !(scaled < SILT_LIMIT) | !(scaled > -SILT_LIMIT);
+        }
+        return differs;
+    }
+
+    static int silt_scale(const double *v, uint32_t n) {
+        int scale = 0;
+        for (uint32_t i = 0; i < n; i += SILT_BLOCK) {
+            uint32_t some = n - i < SILT_BLOCK ? n - i : SILT_BLOCK;
+            while (silt_differs(v + i, some, silt_tens[scale]))
+                if (++scale > SILT_SCALE_MAX)
+                    return -1;
+        }
+        return scale;
+    }
+
+    static SILT_VECTOR void silt_up(const double *v, uint32_t n, double ten, int64_t *whole) {
+        silt_word_t magic = {SILT_MAGIC}, sum;
+        for (uint32_t i = 0; i < n; i++) {
+            sum.number = v[i] * ten + SILT_MAGIC;
+            whole[i] = sum.bits - magic.bits;
+        }
+    }
+
+    static SILT_VECTOR void silt_down(const int64_t *whole, uint32_t n, double ten, double *v) {
+        silt_word_t magic = {SILT_MAGIC}, sum;
+        for (uint32_t i = 0; i < n; i++) {
+            sum.bits = (int64_t)((uint64_t)whole[i] + (uint64_t)magic.bits);
+            v[i] = (sum.number - SILT_MAGIC) / ten;
+        }
+    }
+
+    /* Sums of the sizes of the numbers less their first, their differences, the differences of
+       these; the last one smallest means that a delta of the second order compresses best. */
+    static SILT_VECTOR void silt_sizes(const int64_t *x, uint32_t n, double *sizes) {
+        double none = 0, first = 0, second = 0, mean = 0;
+        for (uint32_t i = 0; i < n; i++)
+            mean += (double)x[i];
+        mean /= n;
+        for (uint32_t i = 2; i < n; i++) {
+            double a = (double)x[i], b = (double)x[i - 1], c = (double)x[i - 2];
+            double d = a - b, e = b - c;
+            none += a > mean ? a - mean : mean - a;
+            first += d > 0 ? d : -d;
+            second += d > e ? d - e : e - d;
+        }
+        sizes[0] = none;
+        sizes[1] = first;
+        sizes[2] = second;
+    }
+    """
+    const double *tens "silt_tens"
+    int silt_scale(const double *v, uint32_t n) noexcept nogil
+    int64_t silt_differs(const double *v, uint32_t n, double ten) noexcept nogil
+    void silt_up(const double *v, uint32_t n, double ten, int64_t *whole) noexcept nogil
+    void silt_down(const int64_t *whole, uint32_t n, double ten, double *v) noexcept nogil
+    void silt_sizes(const int64_t *x, uint32_t n, double *sizes) noexcept nogil
+
+cdef enum:
+    STEPS_LOOKED_AT = 256       # for a common factor, before all are
+
+
+cdef int scale_of(const double *values, uint32_t count) noexcept nogil:
+    return silt_scale(values, count)
+
+
+cdef bint scale_up(const double *values, uint32_t count, int scale, int64_t *whole) noexcept nogil:
+    if silt_differs(values, count, tens[scale]):
+        return False
+    silt_up(values, count, tens[scale], whole)
+    return True
+
+
+cdef void scale_down(const int64_t *whole, uint32_t count, int scale,
+                     double *values) noexcept nogil:
+    silt_down(whole, count, tens[scale], values)
+
+
+# A common factor ---------------------------------------------------------------------------------
+
+
+cdef int64_t greatest_divisor(int64_t a, int64_t b) noexcept nogil:
+    while b:
+        a, b = b, a % b
+    return a if a >= 0 else -a
+
+
+cdef int64_t factor_of(const int64_t *whole, uint32_t count) noexcept nogil:
+    """What all differences are multiples of; 1: nothing worth the name."""
+    cdef int64_t factor = 0
+    cdef uint32_t n
+    for n in range(1, min(count, <uint32_t>STEPS_LOOKED_AT)):
+        factor = greatest_divisor(factor, whole[n] - whole[0])
+        if factor == 1:
+            return 1
+    for n in range(STEPS_LOOKED_AT, count):
+        if factor == 0 or (whole[n] - whole[0]) % factor:
+            factor = greatest_divisor(factor, whole[n] - whole[0])
+            if factor == 1:
+                return 1
+    return max(factor, <int64_t>1)
+
+
+# For Python --------------------------------------------------------------------------------------
+
+
+def whole_numbers(const double[::1] values not None):
+    """(numbers, scale, first, factor, order), or None: value = (first + factor * number) /
+    10^scale for each of the int64 numbers, whose differences of that order are smallest."""
+    cdef uint32_t count = <uint32_t>values.shape[0], n
+    cdef int scale
+    cdef int64_t factor, first = 0
+    cdef double[3] sizes
+    cdef int64_t[::1] out
+    assert count > 0
+    with nogil:
+        scale = scale_of(&values[0], count)
+    if scale == SCALE_NONE:
+        return None
+    numbers = np.empty(count, np.int64)
+    out = numbers
+    with nogil:
+        if not scale_up(&values[0], count, scale, &out[0]):
+            scale = SCALE_NONE
+        else:
+            factor = factor_of(&out[0], count)
+            if factor > 1:
+                first = out[0]
+                for n in range(count):
+                    out[n] = (out[n] - first) // factor
+            silt_sizes(&out[0], count, sizes)
+    if scale == SCALE_NONE:
+        return None
+    order = min(range(3), key=[sizes[0], sizes[1], sizes[2]].__getitem__)
+    return numbers, scale, first, factor, order
+
+
+def numbers_back(double[::1] values not None, int scale, int64_t first, int64_t factor):
+    """`values` holds the bits of whole numbers: make them the values that they stand for."""
+    cdef uint32_t count = <uint32_t>values.shape[0], n
+    cdef int64_t *whole
+    assert 0 <= scale <= SCALE_MAX
+    if count == 0:
+        return
+    whole = <int64_t *>&values[0]
+    with nogil:
+        if factor != 1 or first:
+            for n in range(count):
+                whole[n] = <int64_t>(<unsigned long long>first
+                                     + <unsigned long long>factor * <unsigned long long>whole[n])
+        scale_down(whole, count, scale, &values[0])
