@@ -298,7 +298,7 @@ def _numbers(answer: Any) -> dict[str, list[tuple[float, float]]]:
 
 
 def differences(ours: Any, theirs: Any) -> str:
-    """"" when two answers say the same, to a millionth."""
+    """ "" when two answers say the same, to a millionth."""
     mine, other = _numbers(ours), _numbers(theirs)
     if mine.keys() != other.keys():
         return f"{len(mine)} series, {len(other)}"

@@ -58,6 +58,22 @@ as expressions. A query has at most 1,000 operators and brackets, nested at most
 Where Prometheus leaves the order to chance (`histogram_quantile` at one moment, sums of the values
 of a subquery), siltstone has a fixed one: as the series come, that is by their labels. `NaN` and
 times beyond the year 30 million have no calendar: `year(vector(NaN))` is NaN.
+
+## Samples or tiers
+
+A query reads samples, and gives what Prometheus would. Where a series has more than 65,536 of them
+in the range (`tier_from_samples`), or some have expired, a tier is read instead, if it serves as
+well: instant selectors, `sum_over_time`, `avg_over_time`, `min_over_time`, `max_over_time`,
+`count_over_time` and `present_over_time`, where start, step and window are multiples of the tier's
+step; the coarsest such tier is taken. The answer is the same: points keep the last sample of their
+bucket, and the sample right at the start of a window is one of those. Only sums may round
+differently in the last bits. `Result.tiers` says which tiers were read.
+
+Where samples have expired and points do not serve (`rate(x[10m])`, a step of 77 seconds), the last
+sample of each bucket stands in, of the finest tier that goes back so far. A rate is then that of
+fewer samples: choose a window of several steps of the tier. An instant selector sees each of them
+until the next one is due. `Result.warnings` says up to when that is so. What is older than
+`retention_time` is gone from tiers, too.
 """
 
 

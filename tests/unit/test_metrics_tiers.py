@@ -210,7 +210,7 @@ def test_functions_of_windows_do_not_notice_that_samples_have_expired(expired):
 
 
 def test_a_rate_over_expired_samples_is_near(expired):
-    metrics, given = expired
+    metrics, _ = expired
     gone = first_sample(metrics)
     found = metrics.query_range("rate(m[10m])", gone - 1900, gone - 700, 61)
     assert "have expired" in found.warnings[0]

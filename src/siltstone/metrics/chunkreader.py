@@ -57,7 +57,7 @@ class ChunkReader:
         states = decoding.decode(
             rows.view(np.uint8), blocks, block, inside, salts, versions, at, times, values
         )
-        good = states & decoding.DAMAGED == 0
+        good: npt.NDArray[np.bool_] = states & decoding.DAMAGED == 0
         for n in np.flatnonzero(good & (states > 0)).tolist():
             data = _joined(blocks, int(block[n]), int(inside[n]), int(rows["size"][n]))
             part = slice(at[n], at[n] + int(rows["count"][n]))

@@ -219,6 +219,8 @@ def decode_points(data: bytes, count: int) -> tuple[Times, dict[str, npt.NDArray
             raise Corruption("a chunk of points that ends too early")
         (size,) = _SIZE.unpack_from(data, at)
         at += _SIZE.size
+        if at + size > len(data):
+            raise Corruption("a column of points that ends too early")
         columns[name] = np.empty(count, kind)
         if size == 8:
             columns[name].view(np.uint64)[:] = np.frombuffer(data, "<u8", 1, at)[0]

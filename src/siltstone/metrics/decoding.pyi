@@ -1,14 +1,15 @@
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Buffer
+
+_Bytes = npt.NDArray[np.uint8]
 
 TIMES_LEFT: int
 VALUES_LEFT: int
 DAMAGED: int
 
 def decode(
-    rows: Buffer,
-    blocks: list[Buffer],
+    rows: _Bytes,
+    blocks: list[bytes | _Bytes],
     block: npt.NDArray[np.int64],
     inside: npt.NDArray[np.int64],
     salts: npt.NDArray[np.uint32],
@@ -24,4 +25,4 @@ def trim(
     start: int,
     end: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
-def put_checksums(rows: Buffer, data: Buffer, salt: int, version: int, base: int) -> None: ...
+def put_checksums(rows: _Bytes, data: _Bytes, salt: int, version: int, base: int) -> None: ...

@@ -771,12 +771,11 @@ cdef class Head:
         return all_times[:total], all_values[:total], counts[0], counts[1]
 
     def latest(self, const uint32_t[::1] ids not None, int64_t end, int64_t dropped):
-        """(times, values, known): of each id its newest sample, where that is known to be the
-        newest at `end`, and not to be among those that were dropped (up to `dropped`)."""
+        """(times, values, known): of each id its newest sample, where that is known to be there
+        still (`dropped`: what retention dropped was no newer) and to be the newest at `end`."""
         cdef int64_t n, count = ids.shape[0]
         cdef series_t *series
-        times, values = np.zeros(count, np.int64), np.zeros(count, np.float64)
-        known = np.zeros(count, np.bool_)
+        times, values, known = np.zeros(count, np.int64), np.zeros(count), np.zeros(count, np.bool_)
         cdef int64_t[::1] to_times = times
         cdef double[::1] to_values = values
         cdef uint8_t[::1] to_known = known.view(np.uint8)
@@ -849,8 +848,7 @@ cdef class Head:
             raise MemoryError("no memory for samples")
 
     def note_newest(self, uint32_t id, int64_t newest):
-        """Samples came up to then, whether or not they are left."""
-        cdef series_t *series = self.find(id)
+        cdef series_t *series = self.find(id)   # newest of all that came, left or not
         if newest > series.newest:
             series.newest, series.has_last = newest, False
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Found = tuple[list[Times], list[Values], list[tuple[int, int]]]
 
 
-def with_older(engine: Engine, ids: Ids, series: list[Series], start: int, end: int) -> list[Series]:
+def with_older(
+    engine: Engine, ids: Ids, series: list[Series], start: int, end: int
+) -> list[Series]:
     """`series` are those of `ids`, with their samples within [start, end]; and what came before."""
     firsts = np.array(
         [int(one.times[0]) if one.times.size else end + 1 for one in series], np.int64

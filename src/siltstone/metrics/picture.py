@@ -27,7 +27,7 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclasses.dataclass
 class HeadSamples:
-    """What the heads of these series hold: first in order, then what came late, series by series."""
+    """What the heads of these series hold, series by series: in order, then what came late."""
 
     times: Times
     values: Values
@@ -79,9 +79,7 @@ def picture_of(
                 continue  # one was sealed meanwhile
             head, pending = _no_head(ids), []
             if live:
-                head = HeadSamples(
-                    *engine.head.snapshot(np.ascontiguousarray(ids), start, end)
-                )
+                head = HeadSamples(*engine.head.snapshot(np.ascontiguousarray(ids), start, end))
                 engine.gather()
                 pending = list(engine.pending)
         return _picture(ids, start, end, segments, indexes, pending, head)

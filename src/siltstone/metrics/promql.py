@@ -107,10 +107,9 @@ class Budget:
 
     def note(self, series: Sequence[Series]) -> None:
         """Where tiers stand in for samples that have expired."""
-        for one in series:
-            if one.coarse:
-                self.tiers.update(step for _, step in one.coarse)
-                self.expired_ms = max(one.coarse[-1][0], self.expired_ms or one.coarse[-1][0])
+        for coarse in (each.coarse for each in series if each.coarse):
+            self.tiers.update(step for _, step in coarse)
+            self.expired_ms = max(coarse[-1][0], self.expired_ms or coarse[-1][0])
 
     def warnings(self) -> tuple[str, ...]:
         if self.expired_ms is None:
@@ -429,9 +428,7 @@ class Evaluator:
         ends, fixed = self._references(node.vector_selector)
         ends = ends[:1] if fixed else ends
         grid_ms = math.gcd(int(ends[0]), range_ms, self.step_ms if len(ends) > 1 else 0)
-        points = self._points(
-            node.vector_selector, int(ends[0]) - range_ms, int(ends[-1]), grid_ms
-        )
+        points = self._points(node.vector_selector, int(ends[0]) - range_ms, int(ends[-1]), grid_ms)
         if points is None:
             return None
         self.budget.take(len(points.series) * len(ends))

@@ -131,7 +131,9 @@ class Reader:
             with self.reading():
                 ids = self.match(matchers, start, end, (FRESH, RAW)).ids
                 rows = picture_of(self._engine, ids, start, end, (FRESH, RAW)).rows
-            fewest = self._engine.settings.tier_from_samples * max(1, np.unique(rows["series"]).size)
+            fewest = self._engine.settings.tier_from_samples * max(
+                1, np.unique(rows["series"]).size
+            )
             if int(rows["count"].sum(dtype=np.int64)) < fewest:
                 return None
         number = self._engine.settings.tiers.index(steps[-1])
@@ -240,15 +242,11 @@ class Reader:
                 f"{self._engine.settings.select_samples_max}; ask for less"
             )
 
-    def runs(
-        self, picture: Picture, start: int = -EVER, end: int = EVER
-    ) -> Iterator[Run]:
+    def runs(self, picture: Picture, start: int = -EVER, end: int = EVER) -> Iterator[Run]:
         """A run for each id of the picture, in order."""
         return itertools.chain.from_iterable(self.groups(picture, start, end))
 
-    def groups(
-        self, picture: Picture, start: int = -EVER, end: int = EVER
-    ) -> Iterator[list[Run]]:
+    def groups(self, picture: Picture, start: int = -EVER, end: int = EVER) -> Iterator[list[Run]]:
         """The same, as many at a time as are decoded at once."""
         counts = np.concatenate([[0], np.cumsum(picture.rows["count"], dtype=np.int64)])
         sizes = counts[picture.lasts] - counts[picture.firsts]
@@ -314,8 +312,12 @@ class Reader:
         for one in self.tier(matchers, start, end, tier):
             some = one.count > 0
             if some.any():
-                columns = (one.ends, one.sum, one.min, one.max, one.count)
-                found.append(TierSeries(one.labels, *(column[some] for column in columns)))
+                found.append(
+                    TierSeries(
+                        one.labels, one.ends[some], one.sum[some], one.min[some], one.max[some],
+                        one.count[some],
+                    )
+                )  # fmt: skip
         return found
 
     def tier(

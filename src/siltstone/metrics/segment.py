@@ -149,9 +149,7 @@ def extent_bytes(
     if grown.end + index_size(grown) > segment_bytes:
         return None
     placed = np.ascontiguousarray(chunks).copy()
-    put_checksums(
-        placed.view(np.uint8), data, segment.salt, segment.version, segment.end + meta
-    )
+    put_checksums(placed.view(np.uint8), data, segment.salt, segment.version, segment.end + meta)
     written = placed.copy()
     written["series"] = _scattered(numbers, placed["series"])
     head = _extent_header(segment, written, frame, len(new), length, 0, len(segment.numbers))

@@ -57,9 +57,7 @@ def _windows(series: PointSeries, ends: Times, range_ms: int) -> _Windows:
     return _Windows(pairs, last > first, edge, edge_values)
 
 
-def over_points(
-    name: str, series: PointSeries, ends: Times, range_ms: int
-) -> tuple[Values, Mask]:
+def over_points(name: str, series: PointSeries, ends: Times, range_ms: int) -> tuple[Values, Mask]:
     """(values, present) of the function at each end. `ends` and `range_ms` are multiples of the
     tier's step."""
     windows = _windows(series, ends, range_ms)
