@@ -106,9 +106,25 @@ class Prometheus:
         answer: dict[str, Any] = json.loads(text)
         return answer
 
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=20) as reply:
+            body: bytes = reply.read()
+        return body
+
+    def status(self, path: str) -> int:
+        try:
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=20) as reply:
+                found: int = reply.status
+        except urllib.error.HTTPError as error:
+            with error:
+                found = error.code
+        return found
+
 
 @contextmanager
-def prometheus(folder: Path) -> Iterator[Prometheus]:
+def prometheus(
+    folder: Path, *, config: str = "global: {scrape_interval: 1h}\n"
+) -> Iterator[Prometheus]:
     """Runs one on a free port with its data in `folder`; skips where there is no package."""
     program = shutil.which("prometheus")
     if program is None:
@@ -116,8 +132,8 @@ def prometheus(folder: Path) -> Iterator[Prometheus]:
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     if "2.42." not in version.stdout + version.stderr:
         pytest.skip(f"PromQL is that of 2.42, this is {version.stdout.splitlines()[0]}")
-    config = folder / "prometheus.yml"
-    config.write_text("global: {scrape_interval: 1h}\n")
+    file = folder / "prometheus.yml"
+    file.write_text(config)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -125,7 +141,7 @@ def prometheus(folder: Path) -> Iterator[Prometheus]:
         process = subprocess.Popen(
             [
                 program,
-                f"--config.file={config}",
+                f"--config.file={file}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address=127.0.0.1:{port}",
                 "--web.enable-remote-write-receiver",

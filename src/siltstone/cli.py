@@ -33,9 +33,7 @@ from siltstone import (
 from siltstone.cache.existing import existing_options
 from siltstone.client import MemcachedClient
 from siltstone.clock import SYSTEM_CLOCK
-from siltstone.metrics.settings import MetricsSettings
-from siltstone.serve.http_settings import HttpSettings
-from siltstone.serve.settings import Settings
+from siltstone.serve.sections import OWNERS
 from siltstone.store_commands import StoreOption, TreeOption
 
 FINE, WRONG, USAGE = 0, 1, 2
@@ -205,7 +203,7 @@ def _load(file: Path | None, flags: dict[str, dict[str, Any]]) -> dict[str, Any]
     named = os.environ.get("SILTSTONE_CONFIG")
     file = file or (Path(named) if named else None)
     return config.load(
-        [config.CacheSettings, Settings, HttpSettings, MetricsSettings],
+        OWNERS,
         file=file,
         environ=os.environ,
         flags=flags,
@@ -221,17 +219,29 @@ def check_config(
 ) -> None:
     """Check a settings file and the environment; print every setting as it would be used."""
     settings = _load(file, {})
-    values = {section: config.shown(value) for section, value in settings.items()}
+    values = {
+        section: [config.shown(one) for one in value]
+        if isinstance(value, tuple)
+        else config.shown(value)
+        for section, value in settings.items()
+    }
     if as_json:
         _print_json(values)
         return
     for section, value in settings.items():
-        table = Table(title=f"[{section}]", title_justify="left", show_edge=False)
-        for column in ("setting", "value", "limits", "meaning"):
-            table.add_column(column, overflow="fold")
-        for row in config.describe(type(value)):
-            table.add_row(row.name, values[section][row.name], row.limits, row.text)
-        out.print(table, "", markup=False)
+        several = isinstance(value, tuple)
+        for one in value if several else [value]:
+            table = Table(
+                title=f"[[{section}]]" if several else f"[{section}]",
+                title_justify="left",
+                show_edge=False,
+            )
+            for column in ("setting", "value", "limits", "meaning"):
+                table.add_column(column, overflow="fold")
+            texts = config.shown(one)
+            for row in config.describe(type(one)):
+                table.add_row(row.name, texts[row.name], row.limits, row.text)
+            out.print(table, "", markup=False)
 
 
 # Items --------------------------------------------------------------------------------------

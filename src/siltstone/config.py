@@ -244,6 +244,9 @@ class SettingsBase:
     """Reads, checks and freezes the fields when the object is made."""
 
     section = ""
+    # Of a section that a file may have several times, [[section]]: the setting that tells them
+    # apart. "": there is one.
+    listed_by = ""
 
     def __post_init__(self) -> None:
         for name in names_of(type(self)):
@@ -466,17 +469,45 @@ def load(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """One settings object a section, from file, environment and flags (later ones win)."""
+    """One settings object a section, from file, environment and flags (later ones win).
+
+    Sections with a `listed_by` give a tuple of them; only a file can have these.
+    """
     by_section = {owner.section: owner for owner in owners}
     merged: dict[str, dict[str, Any]] = {section: {} for section in by_section}
+    lists: dict[str, list[Any]] = {}
     for source, where in (
         (_read_toml(file) if file else {}, str(file)),
         (_read_environment(environ or {}), "environment"),
         (flags or {}, "flags"),
     ):
         for section, options in source.items():
-            _merge(by_section, merged, section, options, where)
-    return {section: build(owner, merged[section]) for section, owner in by_section.items()}
+            if section in by_section and by_section[section].listed_by:
+                lists[section] = _each(by_section[section], options, where)
+            else:
+                _merge(by_section, merged, section, options, where)
+    return {
+        section: tuple(lists.get(section, ())) if owner.listed_by else build(owner, merged[section])
+        for section, owner in by_section.items()
+    }
+
+
+def _each(owner: type[SettingsBase], entries: Any, where: str) -> list[SettingsBase]:
+    """The settings of a section that is there several times."""
+    name = owner.section
+    if not isinstance(entries, list) or not all(isinstance(one, Mapping) for one in entries):
+        raise ConfigError(f"{where}: {name} is a list: write [[{name}]] above each of its parts")
+    found = []
+    for number, options in enumerate(entries, 1):
+        try:
+            found.append(build(owner, options))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {name} number {number}: {error}") from None
+    names = [getattr(one, owner.listed_by) for one in found]
+    for one in names:
+        if names.count(one) > 1:
+            raise ConfigError(f"{where}: two [[{name}]] with {owner.listed_by} {one!r}")
+    return found
 
 
 def _merge(

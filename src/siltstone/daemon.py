@@ -22,6 +22,7 @@ from siltstone.errors import ConfigError, EnvironmentFailure, SiltstoneError
 from siltstone.memcached_flags import EXIT_FAILURE, EXIT_NO_USER, EXIT_OS, Refused
 from siltstone.serve import server
 from siltstone.serve.http_settings import HttpSettings
+from siltstone.serve.sections import inputs
 from siltstone.serve.settings import Settings
 from siltstone.serve.statistics import PROTOCOL_VERSION
 
@@ -60,17 +61,17 @@ def _monitored(
 
 def _open_monitoring(cache: siltstone.Cache, sections: Mapping[str, Any]) -> Any:
     http: HttpSettings = sections["http"]
-    if http.address is None:
+    if http.address is None and not inputs(sections):
         return None
     try:
         from siltstone.serve.monitoring import open_monitoring
     except ImportError as error:
         text = f"HTTP needs the package {error.name}: pip install 'siltstone[server,metrics]'"
-        if http.chosen:
+        if http.chosen or inputs(sections):
             raise ConfigError(f"{text}, or --http off") from None
         log.warning("%s; going on without", text)
         return None
-    return open_monitoring(cache, http, sections["metrics"], sections["cache"].path)
+    return open_monitoring(cache, sections, sections["cache"].path)
 
 
 def open_cache(settings: CacheSettings) -> siltstone.Cache:

@@ -10,8 +10,9 @@ import pytest
 
 from siltstone import Cache, Metrics
 from siltstone.clock import SYSTEM_CLOCK
-from siltstone.serve.http_settings import HttpSettings
+from siltstone.config import load
 from siltstone.serve.monitoring import Monitoring
+from siltstone.serve.sections import OWNERS
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
@@ -49,8 +50,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("data")
     with Cache(folder / "cache", ram="4MiB", flash="8MiB", segment_size="256KiB") as cache:
         metrics = Metrics(folder / "metrics", retention_size="32MiB")
-        settings = HttpSettings(listen="127.0.0.1:0", record=False)
-        monitoring = Monitoring(metrics, cache, settings, SYSTEM_CLOCK)
+        flags = {"http": {"listen": "127.0.0.1:0", "record": False}}
+        monitoring = Monitoring(metrics, cache, load(OWNERS, flags=flags), None)
         now = SYSTEM_CLOCK.now_ms() / 1000
         for second in range(120):
             for number in range(20):
@@ -59,7 +60,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             for sample in monitoring.observer.samples():
                 metrics.append(sample.name, sample.labels, now - 120 + second, sample.value)
         monitoring.start()
-        yield f"http://{monitoring.http.address}"
+        yield f"http://{monitoring.http.address if monitoring.http else None}"
         monitoring.close()
 
 

@@ -7,16 +7,18 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cramjam
 import pytest
+from httprig import Asked, Reply, peer
 from reference.protobuf import series
 
 import siltstone
@@ -28,11 +30,13 @@ STARTED = re.compile(r"HTTP on (127\.0\.0\.1):(\d+)")
 class Server:
     """A server process and its HTTP port."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, settings: str = "") -> None:
+        file = data.parent / "siltstone.toml"
+        file.write_text(settings)
         command = [sys.executable, "-m", "siltstone.cli", "serve", "--data", str(data)]
         command += ["--memcached", str(data.parent / "socket"), "--http", "127.0.0.1:0"]
         command += ["--ram", "8MiB", "--flash", "16MiB", "-v"]
-        command += ["--set", "metrics.retention_size=32MiB"]
+        command += ["--set", "metrics.retention_size=32MiB", "--config", str(file)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         for line in self.process.stderr:
@@ -40,6 +44,7 @@ class Server:
                 self.port = int(match[2])
                 break
         else:
+            self.process.stderr.close()
             raise AssertionError(f"no HTTP: exit code {self.process.wait()}")
 
     def ask(
@@ -127,6 +132,106 @@ def test_a_clean_stop_and_what_cannot_be_read(server: Server) -> None:
     assert status == 400
     assert json.loads(body)["errorType"] == "bad_data"
     assert server.end() == 0
+
+
+SETTINGS = """
+[graphite]
+listen = "127.0.0.1:{graphite}"
+
+[statsd]
+listen = "127.0.0.1:{statsd}"
+flush_interval = 0.1
+
+[[scrape]]
+job_name = "machine"
+targets = ["{target}"]
+scrape_interval = 0.2
+
+[[remote_write]]
+name = "far"
+url = "http://{target}/api/v1/write"
+batch_send_deadline = 0.1
+"""
+EXPOSED = b"# HELP work_total Work done.\n# TYPE work_total counter\nwork_total 7\n"
+
+
+def wait_for(server: Server, promql: str) -> float:
+    """Nothing tells when a sample is there: asked until it is."""
+    deadline = time.monotonic() + 20
+    while not (found := server.query(promql)):
+        assert time.monotonic() < deadline, promql
+        time.sleep(0.02)
+    return float(found[0]["value"][1])
+
+
+def test_all_ways_in_and_the_way_out(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    broken = [True]
+
+    def answer(asked: Asked) -> Reply:
+        if asked.method == "GET":
+            return Reply(200, EXPOSED)
+        return Reply(503 if broken[0] else 204)
+
+    graphite, statsd = free_port(), free_port()
+    with peer(answer) as far:
+        settings = SETTINGS.format(graphite=graphite, statsd=statsd, target=far.address)
+        server = Server(tmp_path / "data", settings)
+        try:
+            with socket.create_connection(("127.0.0.1", graphite)) as connection:
+                connection.sendall(b"by.graphite 1\n")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as packets:
+                packets.sendto(b"by.statsd:2|g", ("127.0.0.1", statsd))
+            assert wait_for(server, "by_graphite") == 1.0
+            assert wait_for(server, "by_statsd") == 2.0
+            assert wait_for(server, 'work_total{job="machine"}') == 7.0
+            assert wait_for(server, "up") == 1.0
+            body = remote_write("kept", 5.0)
+            assert server.ask("POST", "/api/v1/write", body)[0] == 204
+            text = server.ask("GET", "/metrics")[1]
+            assert b'siltstone_remote_write_samples_sent_total{remote="far"} 0' in text
+            assert b'siltstone_scrape_targets{health="up"} 1' in text
+        finally:
+            server.end(signal.SIGKILL)
+            assert server.process.stderr is not None
+            server.process.stderr.close()
+        broken[0] = False
+        before = len(far.asked)
+        again = Server(tmp_path / "data", settings)
+        try:
+            deadline = time.monotonic() + 20
+            while b"kept" not in b"".join(plain(asked) for asked in far.asked[before:]):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            while b"Work done." not in again.ask("GET", "/api/v1/metadata")[1]:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            assert again.end() == 0
+            assert again.process.stderr is not None
+            again.process.stderr.close()
+        last = Server(tmp_path / "data")  # no scrape: from the file
+        try:
+            data = last.ask("GET", "/api/v1/metadata?metric=work_total")[1]
+            assert json.loads(data)["data"] == {
+                "work_total": [{"type": "counter", "help": "Work done.", "unit": ""}]
+            }
+        finally:
+            assert last.end() == 0
+            assert last.process.stderr is not None
+            last.process.stderr.close()
+
+
+def plain(asked: Asked) -> bytes:
+    if asked.method != "POST":
+        return b""
+    return bytes(cramjam.snappy.decompress_raw(asked.body))
+
+
+def test_a_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = f"[graphite]\nlisten = '127.0.0.1:{taken.getsockname()[1]}'\n"
+        with pytest.raises(AssertionError, match="no HTTP: exit code 1"):
+            Server(tmp_path / "data", settings)
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's package prometheus")

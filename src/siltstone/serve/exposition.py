@@ -6,13 +6,11 @@ Format: prometheus.io, "Exposition formats". Pure functions on what they are giv
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_NAME = re.compile(r"[^a-zA-Z0-9_:]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +24,36 @@ class Sample:
 
 
 def number(value: float) -> str:
-    """As Go prints it, which is what parsers of the format expect."""
+    """As Go prints it in this format ('g', shortest): 1e+06, 123456, 0.0001, 1e-05, +Inf."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
+    if value == 0:
+        return "0"  # -0 too
+    exact = Decimal(repr(float(value))).normalize()
+    exponent = exact.adjusted()
+    if -4 <= exponent < 6:
+        return format(exact, "f")
+    mantissa = format(exact.scaleb(-exponent), "f")
+    return f"{mantissa}e{'-' if exponent < 0 else '+'}{abs(exponent):02d}"
 
 
-def render(samples: Iterable[Sample], kinds: Mapping[str, str] | None = None) -> bytes:
-    """The lines, those of one name together; `kinds` gives names their TYPE."""
+def kind_of(name: str) -> str:
+    """The type of siltstone's own metrics: their names say it."""
+    return "counter" if name.endswith("_total") else "gauge"
+
+
+def render(samples: Iterable[Sample], kind: Callable[[str], str] = kind_of) -> bytes:
+    """The lines, those of one name together, under its TYPE."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.name, []).append(sample)
     lines = []
     for name, group in groups.items():
-        lines.append(f"# TYPE {name} {(kinds or {}).get(name, _kind(name))}")
+        lines.append(f"# TYPE {name} {kind(name)}")
         lines += [_line(sample) for sample in group]
     return ("\n".join(lines) + "\n").encode() if lines else b""
-
-
-def _kind(name: str) -> str:
-    return "counter" if name.endswith("_total") else "gauge"
 
 
 def _line(sample: Sample) -> str:
@@ -59,17 +65,3 @@ def _line(sample: Sample) -> str:
 
 def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-def flattened(prefix: str, stats: Mapping[str, Any]) -> Iterator[Sample]:
-    """Numbers of an engine's `stats()`, nested ones with their names joined; the rest is skipped.
-
-    {"items": 3, "device": {"read_bytes": 9}} as "siltstone_cache" gives siltstone_cache_items and
-    siltstone_cache_device_read_bytes.
-    """
-    for key, value in stats.items():
-        name = f"{prefix}_{_NAME.sub('_', str(key))}"
-        if isinstance(value, Mapping):
-            yield from flattened(name, value)
-        elif isinstance(value, (int, float)):
-            yield Sample(name, {}, float(value))

@@ -104,17 +104,19 @@ class Observer:
         metrics: MetricsLike | None = None,
         api: ApiLike | None = None,
         writer: WriterLike | None = None,
+        more: Callable[[], Iterable[Sample]] = tuple,
     ) -> None:
         self.clock = clock
         self.api = api
         self.writer = writer
+        self.more = more
         self.cache = cache
         self.metrics = metrics
         self.started_ns = clock.monotonic_ns()
 
     def samples(self) -> list[Sample]:
         """Everything, now."""
-        return [*self._process(), *self._http(), *self._cache(), *self._metrics()]
+        return [*self._process(), *self._http(), *self._cache(), *self._metrics(), *self.more()]
 
     def segments(self) -> dict[str, list[dict[str, Any]]]:
         """The segment map of each engine: state, live share, age (`Cache.segments()`)."""

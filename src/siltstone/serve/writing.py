@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -22,34 +21,21 @@ from siltstone.clock import Clock
 from siltstone.errors import InvalidValue, ProtocolError
 from siltstone.serve.ingest import influx, otlp, prometheus_text
 from siltstone.serve.ingest.rows import Parsed
-from siltstone.serve.metadata import Metadata
 from siltstone.serve.parameters import BodyTooLarge, first, query_parameters, read_body
 from siltstone.serve.prometheus import answered
-from siltstone.serve.remote_write import Decoder
-
-
-class Writable(Protocol):
-    """What is written to; `siltstone.Metrics` is one."""
-
-    def series(self, name: str, labels: Mapping[str, str] | None = None) -> Any: ...
-
-    def write_ids(self, ids: Any, times: Any, values: Any, *, backfill: bool = False) -> int: ...
-
-    def flush(self) -> None: ...
+from siltstone.serve.remote_write import Batch, Decoder
+from siltstone.serve.sink import Sink
 
 
 class Writer:
     """The routes, and what came in by them."""
 
-    def __init__(
-        self, metrics: Writable, metadata: Metadata, clock: Clock, *, body_bytes_max: int
-    ) -> None:
-        self.metrics = metrics
-        self.metadata = metadata
+    def __init__(self, sink: Sink, clock: Clock, *, body_bytes_max: int) -> None:
+        self.sink = sink
         self.clock = clock
         self.body_bytes_max = body_bytes_max
         self.requests = self.samples = self.rejected = 0
-        self._decoder = Decoder(self._resolve, body_bytes_max=body_bytes_max)
+        self._decoder = Decoder(sink.resolve, body_bytes_max=body_bytes_max)
         self._decoding = threading.Lock()  # the decoder's cache of label sets is one thread's
 
     def routes(self) -> list[Route]:
@@ -63,9 +49,6 @@ class Writer:
                 ("/api/v1/otlp/v1/metrics", self.otlp),
             )
         ]
-
-    def _resolve(self, labels: Mapping[str, str]) -> int:
-        return int(self.metrics.series("", labels).id)
 
     # Protocols ----------------------------------------------------------------------------
 
@@ -81,13 +64,16 @@ class Writer:
         with self._decoding:
             batch = self._decoder.decode(body)
             try:
-                accepted = self.metrics.write_ids(batch.ids, batch.times, batch.values)
+                accepted = self._write(batch)
             except InvalidValue:
                 # a series went idle and lost its id since the decoder learned it
                 self._decoder.forget()
                 batch = self._decoder.decode(body)
-                accepted = self.metrics.write_ids(batch.ids, batch.times, batch.values)
-        self._done(len(batch.ids), accepted, batch.metadata)
+                accepted = self._write(batch)
+        self._done(len(batch.ids), accepted)
+
+    def _write(self, batch: Batch) -> int:
+        return self.sink.write(batch.ids, batch.times, batch.values, metadata=batch.metadata)
 
     async def exposition(self, request: Request) -> Response:
         found = query_parameters(request)
@@ -119,18 +105,12 @@ class Writer:
         def store() -> None:
             parsed = parse()
             now_ms = self.clock.now_ms() if time_ms is None else time_ms
-            columns = parsed.columns(self._resolve, now_ms)
-            self._done(
-                len(columns.ids), self.metrics.write_ids(*columns, backfill=True), parsed.metadata
-            )
+            self._done(len(parsed.rows), self.sink.store(parsed, now_ms))
 
         await run_in_threadpool(store)
         return Response(status_code=204)
 
-    def _done(self, samples: int, accepted: int, metadata: Mapping[str, Mapping[str, str]]) -> None:
-        self.metrics.flush()
-        for name, known in metadata.items():
-            self.metadata.note(name, **known)
+    def _done(self, samples: int, accepted: int) -> None:
         self.requests += 1
         self.samples += accepted
         self.rejected += samples - accepted

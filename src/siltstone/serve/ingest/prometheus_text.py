@@ -35,10 +35,15 @@ KINDS: Final = {
 }  # fmt: skip
 
 
-def parse(body: bytes, *, openmetrics: bool = False) -> Parsed:
-    """The samples and metadata of a text. ProtocolError names the line that is malformed."""
+def parse(
+    body: bytes, *, openmetrics: bool = False, known: dict[str, Labels] | None = None
+) -> Parsed:
+    """The samples and metadata of a text. ProtocolError names the line that is malformed.
+
+    `known`: labels by the text that stands for them, kept by who reads the same series again.
+    """
     parsed = Parsed()
-    known: dict[str, Labels] = {}
+    known = {} if known is None else known
     ended = False
     for count, line in enumerate(lines_of(body), 1):
         line = line.rstrip("\r") if openmetrics else line.strip(" \t\r")

@@ -1,0 +1,76 @@
+"""Who stores the lines of Graphite's and statsd's ports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from siltstone.clock import Clock
+from siltstone.errors import SiltstoneError
+from siltstone.serve.ingest import graphite
+from siltstone.serve.ingest.statsd import Gatherer
+from siltstone.serve.port_settings import StatsdSettings
+from siltstone.serve.sink import Sink
+
+log = logging.getLogger("siltstone.serve")
+
+
+class GraphiteTaker:
+    """Stores lines as they come."""
+
+    def __init__(self, sink: Sink, clock: Clock) -> None:
+        self.sink = sink
+        self.clock = clock
+
+    async def take(self, lines: bytes) -> list[str]:
+        return await asyncio.to_thread(self._store, lines)
+
+    def _store(self, lines: bytes) -> list[str]:
+        parsed = graphite.parse(lines)
+        self.sink.store(parsed, self.clock.now_ms())
+        return parsed.problems
+
+
+class StatsdTaker:
+    """Gathers lines, and stores what is known every `flush_interval`. A `Service` too."""
+
+    def __init__(self, settings: StatsdSettings, sink: Sink, clock: Clock) -> None:
+        self.settings = settings
+        self.sink = sink
+        self.clock = clock
+        self.gatherer = Gatherer()
+        self.failures = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def take(self, lines: bytes) -> list[str]:
+        return self.gatherer.take(lines)
+
+    async def start(self) -> None:
+        if self.settings.address is not None:
+            self._task = asyncio.create_task(self._keep_storing())
+
+    async def stop(self) -> None:
+        """What was gathered is stored first."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            await self.store()
+
+    async def store(self) -> None:
+        """End an interval."""
+        parsed = self.gatherer.flush(self.clock.now_ms())
+        if not parsed.rows:
+            return
+        try:
+            await asyncio.to_thread(self.sink.store, parsed, self.clock.now_ms())
+        except SiltstoneError as error:
+            self.failures += 1
+            if self.failures == 1:
+                log.warning("statsd: an interval is not stored: %s", error)
+        else:
+            self.failures = 0
+
+    async def _keep_storing(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.flush_interval)
+            await self.store()

@@ -1,0 +1,208 @@
+"""One target of a scrape job: how an answer of it becomes samples, and what is known of it.
+
+Prometheus' rules (its scrape/scrape.go tells them by behaviour; docs: "Jobs and instances"):
+
+- Each sample gets job, instance and the configured labels. A label that the target sent too is
+  kept (`honor_labels`), or becomes exported_NAME.
+- Five series tell of the scrape: up, scrape_duration_seconds, scrape_samples_scraped,
+  scrape_samples_post_metric_relabeling (the same: nothing is relabelled), scrape_series_added.
+- A series of the last answer that is not in this one ends with a staleness marker; a scrape that
+  fails ends all. Samples with times of their own get none.
+- An answer that is malformed anywhere, or beyond a limit, gives no samples at all.
+
+`absorb` is called in one thread at a time; the attributes that say how it went may be read in any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from siltstone.errors import LimitReached, PeerError
+from siltstone.metrics.source import STALE_NAN
+from siltstone.serve.ingest import prometheus_text
+from siltstone.serve.ingest.rows import NAME_LABEL, Labels, Parsed, Row
+from siltstone.serve.scrape_settings import ScrapeSettings
+from siltstone.serve.sink import Sink
+
+REPORTS: Final = (
+    "up",
+    "scrape_duration_seconds",
+    "scrape_samples_scraped",
+    "scrape_samples_post_metric_relabeling",
+    "scrape_series_added",
+)
+# Forget what an answer no longer has once it is as much as what it has, and not for a few.
+SPARE_MIN: Final = 100
+
+
+class ScrapeFailed(PeerError, OSError):
+    """A target gave no answer that can be used; the text says why."""
+
+
+class Target:
+    """What is known of one target."""
+
+    def __init__(self, settings: ScrapeSettings, address: str, sink: Sink) -> None:
+        self.settings = settings
+        self.sink = sink
+        self.url = settings.url_of(address)
+        self.labels = {
+            "job": settings.job_name,
+            "instance": settings.address_of(address),
+            **settings.labels,
+        }
+        self.health = "unknown"
+        self.last_error = ""
+        self.last_ms = 0
+        self.last_seconds = 0.0
+        # The text of a series in an answer -> its labels, one mapping for all scrapes; and by the
+        # identity of that mapping the handle, which keeps the series' id valid.
+        self._known: dict[str, Labels] = {}
+        self._handles: dict[int, Any] = {}
+        self._live: set[int] = set()  # ids of the last answer, those without times of their own
+        self._reports = [
+            sink.series({NAME_LABEL: name, **own_labels(self.labels)}) for name in REPORTS
+        ]
+
+    def absorb(
+        self, body: bytes, now_ms: int, *, openmetrics: bool = False
+    ) -> tuple[int, int, ScrapeFailed | None]:
+        """An answer: samples scraped, series added, and what is wrong with it, if anything."""
+        try:
+            parsed = prometheus_text.parse(body, openmetrics=openmetrics, known=self._known)
+            limit = self.settings.sample_limit
+            if limit and len(parsed.rows) > limit:
+                raise ScrapeFailed(f"{len(parsed.rows)} samples: sample_limit allows {limit}")
+            added = self._store(parsed, now_ms)
+        except (PeerError, LimitReached) as error:
+            self.lost(now_ms)
+            return 0, 0, error if isinstance(error, ScrapeFailed) else ScrapeFailed(str(error))
+        return len(parsed.rows), added, None
+
+    def lost(self, now_ms: int) -> None:
+        """Nothing came: every series of the last answer ends here."""
+        self._end(self._live, now_ms)
+        self._live = set()
+
+    def report(
+        self, now_ms: int, seconds: float, scraped: int, added: int, error: Exception | None
+    ) -> None:
+        """How the scrape went, as series and for /api/v1/targets."""
+        self.health = "up" if error is None else "down"
+        self.last_error = "" if error is None else str(error)
+        self.last_ms, self.last_seconds = now_ms, seconds
+        values = [float(one) for one in (error is None, seconds, scraped, scraped, added)]
+        self._write(
+            [handle.id for handle in self._reports],
+            [now_ms] * len(values),
+            values,
+        )
+
+    def about(self) -> dict[str, Any]:
+        """For /api/v1/targets, but its time."""
+        settings = self.settings
+        return {
+            "discoveredLabels": {
+                "__address__": self.labels["instance"],
+                "__metrics_path__": settings.metrics_path,
+                "__scheme__": settings.scheme,
+                "__scrape_interval__": _seconds(settings.scrape_interval),
+                "__scrape_timeout__": _seconds(settings.scrape_timeout),
+                "job": settings.job_name,
+                **settings.labels,
+            },
+            "labels": self.labels,
+            "scrapePool": settings.job_name,
+            "scrapeUrl": self.url,
+            "globalUrl": self.url,
+            "lastError": self.last_error,
+            "lastScrapeDuration": self.last_seconds,
+            "health": self.health,
+            "scrapeInterval": _seconds(settings.scrape_interval),
+            "scrapeTimeout": _seconds(settings.scrape_timeout),
+        }
+
+    def _store(self, parsed: Parsed, now_ms: int) -> int:
+        ids, times, live = [], [], set()
+        honoured = self.settings.honor_timestamps
+        for row in parsed.rows:
+            handle = self._handle(row)
+            ids.append(handle.id)
+            if honoured and row.time_ms is not None:
+                times.append(row.time_ms)
+            else:
+                times.append(now_ms)
+                live.add(handle.id)
+        self._write(ids, times, [row.value for row in parsed.rows], parsed.metadata)
+        added, gone = len(live - self._live), self._live - live
+        self._end(gone, now_ms)
+        self._live = live
+        self._forget(parsed.rows)
+        return added
+
+    def _handle(self, row: Row) -> Any:
+        found = self._handles.get(id(row.labels))
+        if found is None:
+            labels = labelled(row.labels, self.labels, self.settings.honor_labels)
+            found = self._handles[id(row.labels)] = self.sink.series(labels)
+        return found
+
+    def _end(self, ids: Iterable[int], now_ms: int) -> None:
+        ended = sorted(ids)
+        if ended:
+            self._write(ended, [now_ms] * len(ended), [STALE_NAN] * len(ended))
+
+    def _write(
+        self,
+        ids: list[int],
+        times: list[int],
+        values: list[float],
+        metadata: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        self.sink.write(
+            np.array(ids, np.uint32), np.array(times, np.int64), np.array(values, np.float64),
+            metadata=metadata,
+        )  # fmt: skip
+
+    def _forget(self, rows: list[Row]) -> None:
+        """Keep of texts and handles what this answer had, once half of them are of others."""
+        seen = {id(row.labels) for row in rows}
+        if len(self._known) <= 2 * len(seen) + SPARE_MIN:
+            return
+        self._known = {text: one for text, one in self._known.items() if id(one) in seen}
+        self._handles = {one: handle for one, handle in self._handles.items() if one in seen}
+
+
+def own_labels(target: Mapping[str, str]) -> dict[str, str]:
+    """Those with a value: an empty one is as none."""
+    return {name: value for name, value in target.items() if value}
+
+
+def labelled(scraped: Labels, target: Mapping[str, str], honor: bool) -> dict[str, str]:
+    """A sample's labels with those of its target."""
+    labels = dict(scraped)
+    for name, value in target.items():
+        if name not in scraped:
+            labels[name] = value
+        elif not honor:
+            labels[name] = value
+            if scraped[name]:
+                moved = f"exported_{name}"
+                while moved in scraped or moved in target:
+                    moved = f"exported_{moved}"
+                labels[moved] = scraped[name]
+    return own_labels(labels)
+
+
+def _seconds(value: float) -> str:
+    """As Prometheus prints durations: 1m30s, 15s, 500ms."""
+    ms = round(value * 1000)
+    parts = []
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, ms = divmod(ms, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
