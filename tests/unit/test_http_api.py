@@ -217,6 +217,22 @@ def test_an_error_that_nobody_foresaw_is_named_by_its_class_only(
     assert error_of(response, 500, "internal") == "internal error: ZeroDivisionError"
 
 
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("sum(up)by(job)", "sum by (job) (up)"),
+        ("rate( x[5m] )", "rate(x[5m])"),
+        ("max_over_time(x[10m:])", "max_over_time(x[10m:])"),
+    ],
+)
+def test_queries_are_laid_out(client: TestClient, query: str, text: str) -> None:
+    for ask in (client.get, client.post):
+        found = ask("/api/v1/format_query", params={"query": query})
+        assert found.json() == {"status": "success", "data": text}
+    response = client.get("/api/v1/format_query", params={"query": "sum("})
+    assert "parse error" in error_of(response, 400, "bad_data")
+
+
 # Names --------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,17 @@ def parse(query: str, parameter: str = "query") -> Expr:
     return tree
 
 
+def formatted(query: str) -> str:
+    """The query in the parser's own layout, or as it is where that would say something else."""
+    tree = parse(query)
+    text = str(tree.prettify())
+    try:
+        again = parser.parse(text)
+    except ValueError:
+        return query  # the parser prints some trees as what it cannot read (a subquery's [10m:])
+    return text if str(again) == str(tree) else query
+
+
 def selector(text: str, parameter: str = "match[]") -> list[Matcher]:
     """The conditions of a series selector, as `labels`, `series` and `delete` take it."""
     tree = parse(text, parameter)

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from siltstone import errors
 from siltstone.clock import Clock
 from siltstone.metrics.promql import Limits
+from siltstone.metrics.syntax import formatted
 from siltstone.serve.metadata import Metadata
 from siltstone.serve.parameters import (
     BodyTooLarge,
@@ -164,6 +165,7 @@ class PrometheusApi:
         asked: list[tuple[str, Handler, tuple[str, ...]]] = [
             ("/api/v1/query", self.query, ("GET", "POST")),
             ("/api/v1/query_range", self.query_range, ("GET", "POST")),
+            ("/api/v1/format_query", self.format_query, ("GET", "POST")),
             ("/api/v1/labels", self.labels, ("GET", "POST")),
             ("/api/v1/label/{name}/values", self.label_values, ("GET",)),
             ("/api/v1/series", self.series, ("GET", "POST")),
@@ -200,6 +202,9 @@ class PrometheusApi:
                 text, start, end, step, limits=limits, cancelled=cancelled
             ),
         )
+
+    async def format_query(self, request: Request) -> Response:
+        return success(formatted(first(await parameters(request), "query")))
 
     def _check_range(self, start: float, end: float, step: float) -> None:
         if end < start:

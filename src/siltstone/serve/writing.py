@@ -47,6 +47,7 @@ class Writer:
                 ("/write", self.influx),
                 ("/api/v2/write", self.influx),
                 ("/api/v1/otlp/v1/metrics", self.otlp),
+                ("/v1/metrics", self.otlp),  # what exporters add to a bare address
             )
         ]
 
