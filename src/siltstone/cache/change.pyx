@@ -246,7 +246,8 @@ cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view
         return _too_large(cache, shard, request, view)
     flags = (flags & (ITEM_STR_KEY | ITEM_TAG)) | (ITEM_EXPIRY if expire_ms else 0)
     item = _overwrite(cache, view, content, flags, size)
-    if item == NULL:
+    cdef bint fresh = item == NULL
+    if fresh:
         if view.slot == NULL and not _index_room(cache, shard, request.hash, force, now):
             return NEED_INDEX
         if view.was_ghost or (view.slot != NULL and slot_kind(view.slot.low) == SLOT_FLASH):
@@ -284,8 +285,15 @@ cdef int _store(cache_t *cache, shard_t *shard, request_t *request, view_t *view
     reply.meta.cas = item.cas
     reply.meta.client_flags = client_flags
     reply.meta.expire_ms = expire_ms
-    count(cache, COUNT_TOTAL_ITEMS, 1)
+    _count_item(cache, request, reply, fresh)
     return CACHE_OK
+
+cdef inline void _count_item(cache_t *cache, request_t *request, reply_t *reply,
+                             bint fresh) noexcept nogil:
+    # As memcached: a number that fits where the old one is, or a new time, makes no new item.
+    if request.op <= OP_PREPEND or reply.created or (
+            fresh and (request.op == OP_INCR or request.op == OP_DECR)):
+        count(cache, COUNT_TOTAL_ITEMS, 1)
 
 cdef int _link_large(cache_t *cache, shard_t *shard, request_t *request, view_t *view,
                      int64_t expire_ms, uint64_t bits, bint force, int64_t now,
@@ -675,9 +683,8 @@ cdef int _apply_meta_get(cache_t *cache, shard_t *shard, request_t *request, vie
     cdef bint win, flash = view.item == NULL
     if not view.exists:
         if not request.options & OPT_VIVIFY:
-            count(cache, COUNT_GET_MISSES, 1)
-            if request.options & OPT_TOUCH:
-                count(cache, COUNT_TOUCH_MISSES, 1)
+            # as memcached: a get that touches counts as a touch
+            count(cache, COUNT_TOUCH_MISSES if request.options & OPT_TOUCH else COUNT_GET_MISSES, 1)
             return CACHE_MISS
         memset(&content, 0, sizeof(content))
         reply.created = True
@@ -704,10 +711,9 @@ cdef int _apply_meta_get(cache_t *cache, shard_t *shard, request_t *request, vie
         status = _retime(cache, shard, request, view, request.expire_ms, reply, force, now)
         if status != CACHE_OK:
             return status
-        count(cache, COUNT_TOUCH_HITS, 1)
-    if request.options & OPT_TOUCH and request.expire_ms < 0:
-        reply.meta.won = win
-        return _got(cache, flash)
+        if request.expire_ms < 0:
+            reply.meta.won = win
+            return _got(cache, request, flash)
     if request.options & OPT_CAS_NEW and slot_kind(view.slot.low) == SLOT_RAM:
         item_at(cache, slot_location(view.slot.low) * 8).cas = request.cas_new
         reply.meta.cas = request.cas_new
@@ -716,10 +722,10 @@ cdef int _apply_meta_get(cache_t *cache, shard_t *shard, request_t *request, vie
     if not request.options & OPT_NO_BUMP:
         view.slot.low |= SLOT_FETCHED
         _heat(view)
-    return _got(cache, flash)
+    return _got(cache, request, flash)
 
-cdef inline int _got(cache_t *cache, bint flash) noexcept nogil:
-    count(cache, COUNT_GET_HITS, 1)
+cdef inline int _got(cache_t *cache, request_t *request, bint flash) noexcept nogil:
+    count(cache, COUNT_TOUCH_HITS if request.options & OPT_TOUCH else COUNT_GET_HITS, 1)
     if flash:
         count(cache, COUNT_GET_FLASH, 1)
     return CACHE_OK
