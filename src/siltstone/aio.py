@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import functools
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from itertools import islice
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
+from siltstone import errors
 from siltstone.store import store as plain
-from siltstone.store.face import Tree as PlainTree
-from siltstone.store.snapshot import SnapshotTree
-from siltstone.store.transaction import Batch, Transaction, TransactionTree
+from siltstone.store.transaction import Batch, Transaction
 from siltstone.store.watch import Watch
 
 FETCHED_AT_ONCE: Final = 256
@@ -28,7 +29,7 @@ def _awaited(name: str) -> Callable[..., Awaitable[Any]]:
     """A method that calls the one of the same name in a thread."""
 
     async def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        return await asyncio.to_thread(getattr(self._plain, name), *arguments, **options)
+        return await asyncio.to_thread(lambda: getattr(self._plain(), name)(*arguments, **options))
 
     call.__name__ = name
     call.__doc__ = f"`{name}` of `siltstone.Store`, awaitable."
@@ -46,7 +47,12 @@ async def _fetched(begin: Callable[[], Iterator[Any]]) -> AsyncIterator[Any]:
 class Reading:
     """What trees, snapshots and transactions have in common."""
 
-    _plain: Any
+    def __init__(self, found: Any) -> None:
+        self._found = found
+
+    def _plain(self) -> Any:
+        """What does the work, in threads."""
+        return self._found
 
     get = _awaited("get")
     first = _awaited("first")
@@ -56,23 +62,23 @@ class Reading:
 
     async def contains(self, key: bytes) -> bool:
         """`key in store`."""
-        return await asyncio.to_thread(self._plain.__contains__, key)
+        return await asyncio.to_thread(lambda: key in self._plain())
 
     async def count(self) -> int:
         """`len(store)`."""
-        return await asyncio.to_thread(self._plain.__len__)
+        return await asyncio.to_thread(lambda: len(self._plain()))
 
     def items(self, *bounds: Any, **more: Any) -> AsyncIterator[tuple[bytes, bytes]]:
         """(key, value) pairs of a range; bounds as of `siltstone.Store.items`."""
-        return _fetched(lambda: iter(self._plain.items(*bounds, **more)))
+        return _fetched(lambda: iter(self._plain().items(*bounds, **more)))
 
     def keys(self, *bounds: Any, **more: Any) -> AsyncIterator[bytes]:
         """The keys of a range."""
-        return _fetched(lambda: iter(self._plain.keys(*bounds, **more)))
+        return _fetched(lambda: iter(self._plain().keys(*bounds, **more)))
 
     def values(self, *bounds: Any, **more: Any) -> AsyncIterator[bytes]:
         """The values of a range."""
-        return _fetched(lambda: iter(self._plain.values(*bounds, **more)))
+        return _fetched(lambda: iter(self._plain().values(*bounds, **more)))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self.keys()
@@ -80,9 +86,6 @@ class Reading:
 
 class Tree(Reading):
     """A tree, awaitable."""
-
-    def __init__(self, tree: PlainTree) -> None:
-        self._plain: Any = tree
 
     set = _awaited("set")
     delete = _awaited("delete")
@@ -97,54 +100,86 @@ class Tree(Reading):
 
     def set_merge(self, function: Callable[[bytes, bytes | None, bytes], bytes | None]) -> None:
         """The function that `merge` uses; it runs in threads."""
-        self._plain.set_merge(function)
+        self._plain().set_merge(function)
 
     def watch(self, prefix: bytes = b"") -> Watch:
         """What is committed from now on under `prefix`, for `async for`."""
-        watch: Watch = self._plain.watch(prefix)
+        watch: Watch = self._plain().watch(prefix)
         return watch
 
 
 class Snapshot(Reading):
     """A snapshot, awaitable; `tree(name)` gives other trees."""
 
-    def __init__(self, snapshot: SnapshotTree) -> None:
-        self._plain: Any = snapshot
-
     async def tree(self, name: str) -> Snapshot:
-        return Snapshot(await asyncio.to_thread(self._plain.tree, name))
+        return Snapshot(await asyncio.to_thread(self._plain().tree, name))
 
     def close(self) -> None:
-        self._plain.close()
+        self._plain().close()
 
 
 class Transacted(Reading):
     """A tree in a transaction: reads are awaited, changes are statements."""
 
-    def __init__(self, part: TransactionTree) -> None:
-        self._plain: Any = part
-
     def __setitem__(self, key: bytes, value: bytes) -> None:
-        self._plain[key] = value
+        self._plain()[key] = value
 
     delete = _awaited("delete")
     pop = _awaited("pop")
     set_default = _awaited("set_default")
 
     async def tree(self, name: str) -> Transacted:
-        return Transacted(await asyncio.to_thread(self._plain.tree, name))
+        return Transacted(await asyncio.to_thread(self._plain().tree, name))
+
+
+class Stream:
+    """A large value, written or read piece by piece: `store.open(key, "wb")`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def _plain(self) -> BinaryIO:
+        return self._file
+
+    read = _awaited("read")
+    write = _awaited("write")
+    seek = _awaited("seek")
+    tell = _awaited("tell")
 
 
 class Store(Tree):
-    """`await Store.open(path, ...)`, or `async with await Store.open(path) as store`."""
+    """`async with aio.Store(path, ...) as store`; arguments are those of `siltstone.Store`.
 
-    def __init__(self, store: plain.Store) -> None:
-        super().__init__(store)
+    The first call opens it, in a thread. Also as `await aio.Store(path)`.
+    """
 
-    @classmethod
-    async def open(cls, *arguments: Any, **options: Any) -> Self:
-        """Open a store; arguments are those of `siltstone.Store`."""
-        return cls(await asyncio.to_thread(plain.Store, *arguments, **options))
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(None)
+        self._open = functools.partial(plain.Store, *arguments, **options)
+        self._closed = False
+        self._guard = threading.Lock()
+
+    def _plain(self) -> Any:
+        with self._guard:
+            if self._closed:
+                raise errors.Closed("the store is closed")
+            if self._found is None:
+                self._found = self._open()
+            return self._found
+
+    async def _opened(self) -> Self:
+        await asyncio.to_thread(self._plain)
+        return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._opened().__await__()
+
+    async def close(self) -> None:
+        """Idempotent; a store that nobody used is not even opened."""
+        with self._guard:
+            found, self._closed = self._found, True
+        if found is not None:
+            await asyncio.to_thread(found.close)
 
     sync = _awaited("sync")
     checkpoint = _awaited("checkpoint")
@@ -154,16 +189,18 @@ class Store(Tree):
     trees = _awaited("trees")
     drop_tree = _awaited("drop_tree")
     stats = _awaited("stats")
-    close = _awaited("close")
+    transact = _awaited("transact")
+    dump = _awaited("dump")
+    load = _awaited("load")
 
     async def tree(self, name: str) -> Tree:
         """The tree of that name, made when there is none."""
-        return Tree(await asyncio.to_thread(self._plain.tree, name))
+        return Tree(await asyncio.to_thread(lambda: self._plain().tree(name)))
 
     @contextlib.asynccontextmanager
     async def batch(self, durable: bool | None = None) -> AsyncIterator[Batch]:
         """A batch; its commit at the end is awaited."""
-        batch: Batch = self._plain.batch(durable)
+        batch: Batch = await asyncio.to_thread(lambda: self._plain().batch(durable))
         try:
             yield batch
         except BaseException:
@@ -174,7 +211,9 @@ class Store(Tree):
     @contextlib.asynccontextmanager
     async def transaction(self, durable: bool | None = None) -> AsyncIterator[Transacted]:
         """A transaction; Conflict at the end when others came between."""
-        transaction: Transaction = await asyncio.to_thread(self._plain.transaction, durable)
+        transaction: Transaction = await asyncio.to_thread(
+            lambda: self._plain().transaction(durable)
+        )
         try:
             yield Transacted(transaction)
         except BaseException:
@@ -185,14 +224,25 @@ class Store(Tree):
     @contextlib.asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         """All trees as they are now."""
-        snapshot = Snapshot(await asyncio.to_thread(self._plain.snapshot))
+        snapshot = Snapshot(await asyncio.to_thread(lambda: self._plain().snapshot()))
         try:
             yield snapshot
         finally:
             snapshot.close()
 
+    @contextlib.asynccontextmanager
+    async def open(self, key: bytes, mode: str = "rb") -> AsyncIterator[Stream]:
+        """A large value, "rb" or "wb"; what is written is there at the end, whole or not at all."""
+        file = await asyncio.to_thread(lambda: self._plain().open(key, mode))
+        try:
+            yield Stream(file)
+        except BaseException as error:
+            await asyncio.to_thread(file.__exit__, type(error), error, error.__traceback__)
+            raise
+        await asyncio.to_thread(file.__exit__, None, None, None)
+
     async def __aenter__(self) -> Self:
-        return self
+        return await self._opened()
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from siltstone import aio, errors
 
 
-def test_everything_awaited(tmp_path):
+def test_everything_awaited(tmp_path: Path) -> None:
     async def use() -> None:
-        async with await aio.Store.open(tmp_path / "store") as store:
+        async with aio.Store(tmp_path / "store") as store:
             await store.set(b"a", b"1", durable=True)
             assert await store.get(b"a") == b"1"
             assert await store.contains(b"a")
@@ -48,9 +49,9 @@ def test_everything_awaited(tmp_path):
     asyncio.run(use())
 
 
-def test_watching_while_tasks_write():
+def test_watching_while_tasks_write() -> None:
     async def use() -> list[bytes]:
-        async with await aio.Store.open(None) as store:
+        async with aio.Store(None) as store:
             watch = store.watch()
 
             async def write(number: int) -> None:
@@ -66,3 +67,43 @@ def test_watching_while_tasks_write():
             return found
 
     assert sorted(asyncio.run(use())) == sorted(b"%d" % number for number in range(20))
+
+
+def test_large_values_are_streamed(tmp_path: Path) -> None:
+    async def use() -> None:
+        store = await aio.Store(tmp_path / "store")
+        async with store.open(b"large", "wb") as file:
+            for _ in range(10):
+                await file.write(bytes(100_000))
+        async with store.open(b"large") as file:
+            await file.seek(999_990)
+            assert (len(await file.read()), await file.tell()) == (10, 1_000_000)
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012
+            async with store.open(b"never", "wb") as file:
+                await file.write(b"half")
+                raise ZeroDivisionError
+        assert not await store.contains(b"never")
+        with pytest.raises(errors.KeyMissing):
+            await store.open(b"never").__aenter__()
+        await store.close()
+
+    asyncio.run(use())
+
+
+def test_the_first_call_opens(tmp_path: Path) -> None:
+    async def use() -> None:
+        store = aio.Store(tmp_path / "store")
+        assert not (tmp_path / "store").exists()
+        await asyncio.gather(*[store.set(b"%d" % number, b"v") for number in range(8)])
+        assert await store.count() == 8
+        await store.close()
+        await store.close()
+        with pytest.raises(errors.Closed):
+            await store.get(b"1")
+        unused = aio.Store(tmp_path / "other")
+        await unused.close()
+        assert not (tmp_path / "other").exists()
+        with pytest.raises(errors.ConfigError):
+            await aio.Store(tmp_path / "other", durability="always")
+
+    asyncio.run(use())
