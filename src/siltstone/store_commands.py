@@ -255,6 +255,28 @@ def restore(
     print(f"{path}: a store of {_count(path):,} records")
 
 
+def repair(
+    path: StoreArgument,
+    target: Annotated[Path, typer.Argument(help="A directory that is made.")],
+    json: JsonOption = False,
+) -> int:
+    """Make a new store of all that can be read of a damaged one, which stays as it is.
+
+    Exit code 1 if something was lost: what it is is said.
+    """
+    if not path.is_dir():
+        raise errors.EnvironmentFailure(f"{path}: no such directory")
+    with progress_of("salvaging") as progress:
+        report = siltstone.Store.repair(path, target, progress)
+    if json:
+        print_json({"ok": report.ok, "records": report.records, "problems": report.problems})
+        return FINE if report.ok else WRONG
+    for problem in report.problems:
+        print(problem)
+    print(f"{target}: a store of {report.records:,} records in {report.trees} trees")
+    return FINE if report.ok else WRONG
+
+
 def _count(path: Path) -> int:
     with opened(path) as store:
         return sum(len(tree_of(store, name)) for name in ("", *store.trees()))
@@ -288,7 +310,7 @@ def load(
 
 def add_to(app: typer.Typer) -> None:
     """The commands that only stores have."""
-    for command in (scan, backup, restore, dump, load):
+    for command in (scan, backup, restore, repair, dump, load):
         app.command(command.__name__)(command)
 
 

@@ -20,7 +20,8 @@ from siltstone.errors import (
 )
 from siltstone.log import device as devices
 from siltstone.log import machine
-from siltstone.log.device import FIRST_DATA_OFFSET, FileDevice, LockFile, MemoryDevice, deal
+from siltstone.log.device import FIRST_DATA_OFFSET, FileDevice, LockFile, MemoryDevice
+from siltstone.log.slots import deal
 from siltstone.log.superblock import FORMAT_VERSION, Superblock
 
 SEGMENT = 8192

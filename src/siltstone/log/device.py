@@ -36,11 +36,10 @@ from siltstone.errors import (
 from siltstone.log import superblock as superblocks
 from siltstone.log.lockfile import LockFile, OpenFile, holder_text, lock_bytes, lock_holder
 from siltstone.log.machine import boot_id
+from siltstone.log.slots import SEGMENTS_MAX, check_segment_bytes, deal, segments_in
 from siltstone.log.superblock import FIRST_DATA_OFFSET, Superblock
 from siltstone.log.workers import DeviceHandle, punch_hole
 
-SEGMENTS_MAX = (1 << 24) - 1  # a slot has 24 bits in the segment table
-SEGMENT_BYTES_MIN = 4096
 HEADER_SLOT = 0xFFFFFFFF  # DEVICE_HEADER of workers.pxd: file 0's header area
 BLOCK = 4096
 
@@ -74,12 +73,24 @@ def _open_once(path: str, flags: int, mode: int = 0o600) -> OpenFile:
         with contextlib.suppress(OSError):
             known = _open_files.get(_key(os.stat(path)))
             if known is not None:
+                if flags & os.O_RDWR and not known.writable:
+                    _make_writable(known, flags)
                 known.users += 1
                 return known
         descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
         found = OpenFile(descriptor, path, _key(os.fstat(descriptor)))
+        found.writable = bool(flags & os.O_RDWR)
         _open_files[found.key] = found
         return found
+
+
+def _make_writable(file: OpenFile, flags: int) -> None:
+    """The same descriptor, for a writer beside a reader. Nobody has locked this file: whoever locks
+    opens for writing."""
+    descriptor = os.open(file.path, (flags & ~os.O_CREAT) | os.O_CLOEXEC)
+    os.dup2(descriptor, file.descriptor, inheritable=False)
+    os.close(descriptor)
+    file.writable = True
 
 
 def _close_once(file: OpenFile) -> None:
@@ -91,7 +102,7 @@ def _close_once(file: OpenFile) -> None:
 
 
 def open_lock_file(path: StrPath, *, create: bool = True, mode: int = 0o600) -> LockFile:
-    """The file whose bytes are locks; see LockFile."""
+    """The file whose bytes are locks; see LockFile. Opened for writing: `_make_writable`."""
     name = os.fspath(path)
     try:
         file = _open_once(name, os.O_RDWR | (os.O_CREAT if create else 0), mode)
@@ -238,6 +249,7 @@ class FileDevice(Device):
         self._lock: LockKind | None = lock
         self._files: list[OpenFile] = []
         self._locked: list[OpenFile] = []
+        self._holding: list[OpenFile] = []
         self._created: list[str] = []
         self._read_only = read_only
         self._closed = False
@@ -287,12 +299,14 @@ class FileDevice(Device):
         if self._lock is None:
             return
         exclusive = self._lock == "exclusive"
-        if file.exclusive_users or (exclusive and file.users > 1):
+        if file.exclusive_users or (exclusive and file.lock_users):
             raise Locked(errno.EAGAIN, f"{file.path} is in use by pid {os.getpid()} (this one)")
         kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
         if not lock_bytes(file.descriptor, kind, 0, 1):
             holder = holder_text(lock_holder(file.descriptor, kind, 0, 1))
             raise Locked(errno.EAGAIN, f"{file.path} is in use by {holder}")
+        file.lock_users += 1
+        self._holding.append(file)
         if exclusive:
             file.exclusive_users += 1
             self._locked.append(file)
@@ -457,6 +471,8 @@ class FileDevice(Device):
         if self._closed:
             return
         self._closed = True
+        for file in self._holding:
+            file.lock_users -= 1
         for file in self._locked:
             file.exclusive_users -= 1
             lock_bytes(file.descriptor, fcntl.F_UNLCK, 0, 1)
@@ -465,44 +481,6 @@ class FileDevice(Device):
 
 
 # Leaves --------------------------------------------------------------------------------------
-
-
-def check_segment_bytes(segment_bytes: int) -> None:
-    if segment_bytes < SEGMENT_BYTES_MIN or segment_bytes % BLOCK:
-        raise ConfigError(
-            f"a segment of {segment_bytes} bytes cannot work: "
-            f"at least {SEGMENT_BYTES_MIN}, in steps of {BLOCK}"
-        )
-
-
-def segments_in(path: str, size: int, segment_bytes: int) -> int:
-    """How many segments `size` bytes are; ConfigError names the sizes that work."""
-    count, rest = divmod(size, segment_bytes)
-    if count < 1:
-        raise ConfigError(f"{path}: {size} bytes are too small for a segment of {segment_bytes}")
-    if rest:
-        raise ConfigError(
-            f"{path}: {size} bytes do not divide into segments of {segment_bytes}: "
-            f"{size - rest} or {size - rest + segment_bytes} would"
-        )
-    return count
-
-
-def deal(counts: Sequence[int], slots: int) -> list[int]:
-    """How many of the first `slots` slots lie in each file."""
-    dealt, index = [0] * len(counts), 0
-    for end in sorted(set(counts)):
-        taking_part = [number for number, count in enumerate(counts) if count >= end]
-        rounds, rest = divmod(slots, len(taking_part))
-        if rounds >= end - index:
-            rounds, rest = end - index, 0
-        for rank, number in enumerate(taking_part):
-            dealt[number] = index + rounds + (rank < rest)
-        slots -= rounds * len(taking_part) + rest
-        index = end
-        if slots <= 0:
-            break
-    return dealt
 
 
 def _opening_failed(path: str, error: OSError) -> EnvironmentFailure:

@@ -29,6 +29,8 @@ class OpenFile:
     key: tuple[int, int]
     users: int = 1
     exclusive_users: int = 0
+    lock_users: int = 0
+    writable: bool = True
 
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, length, pid
@@ -54,6 +56,24 @@ def lock_holder(descriptor: int, kind: int, start: int, length: int) -> int:
         return 0
     # In another pid namespace the kernel says 0: held all the same.
     return int(found[4]) or -1
+
+
+def locked_bytes(descriptor: int, start: int, length: int) -> list[int]:
+    """Bytes of a range on which other processes have locks. (Of several the kernel names any.)"""
+    found: list[int] = []
+    todo = [(start, start + length)]
+    while todo:
+        low, high = todo.pop()
+        if low >= high:
+            continue
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, low, high - low, 0)
+        kind, _, first, size, _ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+        if kind == fcntl.F_UNLCK:
+            continue
+        end = high if size == 0 else min(high, first + size)
+        found += range(max(low, first), end)
+        todo += [(low, first), (end, high)]
+    return found
 
 
 def holder_text(pid: int) -> str:

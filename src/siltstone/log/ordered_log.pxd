@@ -14,6 +14,8 @@ cdef class OrderedLog:
     cdef object _uuid
     cdef object _recovered          # the Recovery; None before recover()
     cdef object _checkpoints        # ((start, replay_from), (start, replay_from)): newest, before
+    cdef object _past               # earlier ones that a reader looks at
+    cdef object _readers            # who tells; None: there are none
     cdef object _checkpoint_lock
     cdef bint _closed
     cdef int _check(self, bint writes) except -1

@@ -30,8 +30,9 @@ from siltstone.log.atomics cimport load64_relaxed
 from siltstone.log.capture cimport capture_free, capture_t, capture_take
 from siltstone.log.chain cimport (chain_claim, chain_enter, chain_find, chain_leave, chain_room,
                                   chain_take)
-from siltstone.log.format cimport (RECORD_HEADER_SIZE, SLOT_NONE, record_bytes, record_header_t,
-                                   word_kind, word_size)
+from siltstone.log.checksum cimport crc32c
+from siltstone.log.format cimport (RECORD_HEADER_SIZE, SLOT_NONE, record_bytes, record_checksum,
+                                   record_header_t, word_kind, word_size)
 from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_FAILED, LOG_GONE, LOG_NOTHING,
                                 LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, LOG_TOO_LARGE, part_t)
 from siltstone.log.ordered cimport (GROUP_ENTERED, GROUP_ID_SIZE, ORDERED_BUFFERS_MAX,
@@ -67,6 +68,26 @@ def record_size(payload_bytes, grouped=False):
     return record_bytes(payload_bytes + (GROUP_ID_SIZE if grouped else 0))
 
 
+cdef tuple _checksums(OrderedLog log, slot, uint64_t position):
+    """(what a record's bytes give, what its header says), for messages; None: not to be had."""
+    cdef uint64_t offset = position % log.stream.segment_bytes
+    cdef record_header_t header
+    cdef uint32_t size
+    if slot < 0 or offset + RECORD_HEADER_SIZE > log.stream.segment_bytes:
+        return None, None
+    try:
+        data = log.device.handle.read(slot, offset, RECORD_HEADER_SIZE)
+        memcpy(&header, PyBytes_AS_STRING(data), RECORD_HEADER_SIZE)
+        size = word_size(header.word)
+        if offset + RECORD_HEADER_SIZE + size > log.stream.segment_bytes:
+            return None, header.checksum        # its size is damaged, too
+        data = log.device.handle.read(slot, offset + RECORD_HEADER_SIZE, size)
+    except DeviceFailed:
+        return None, None
+    return record_checksum(log.stream.segments[slot].salt, position, header.word,
+                           crc32c(0, PyBytes_AS_STRING(data), size)), header.checksum
+
+
 cdef class OrderedLog:
     """See the module's docstring. Call `recover()` once, before anything else."""
 
@@ -96,6 +117,7 @@ cdef class OrderedLog:
         self.device, self.read_only, self.clock, self._pool = device, read_only, clock, pool
         self._pid = os.getpid()
         self._checkpoints = ((0, 0), (0, 0))
+        self._past = []
         self._checkpoint_lock = threading.Lock()
 
     def __dealloc__(self):
@@ -141,8 +163,11 @@ cdef class OrderedLog:
         offset = position % self.stream.segment_bytes
         where = self.device.handle.describe(max(slot, 0), offset)
         if result == LOG_CORRUPT:
-            raise Corruption(f"the record at {where} fails its checksum", path=where,
-                             offset=offset)
+            number, start = self.device.handle.place(max(slot, 0))
+            expected, found = _checksums(self, slot, position)
+            raise Corruption(f"the record at {where} fails its checksum",
+                             path=self.device.handle.names[number], offset=start + offset,
+                             expected=expected, found=found)
         raise DeviceFailed(errors_of_os.EIO, f"the record at {where} cannot be read")
 
     # Recovery (ordered_recovery.py decides; these change the table)
@@ -401,8 +426,18 @@ cdef class OrderedLog:
                 checkpoint_before=before.checkpoint_position,
                 checkpoint_before_slot=before.checkpoint_slot,
             )
+            # The superblock first, then the question: a reader asks in the opposite order.
+            past = [*self._past, self._checkpoints[1]] if self._readers is not None else []
+            self._past = [kept for kept in past if self._readers.looked_at(kept[0])]
             self._checkpoints = ((start, replay_from), self._checkpoints[0])
             self._free_segments()
+
+    def keep_for_readers(self, readers):
+        """Free nothing that a reader needs: `looked_at(position)` tells whether one looks at that
+        checkpoint, `others(positions)` whether one looks at another than these."""
+        if readers.others(*(start for start, _ in self._checkpoints)):
+            self._past = [(0, 0)]       # of an earlier life: which one it is nobody knows
+        self._readers = readers
 
     def checkpoint(self, state=b""):
         """begin and finish in one, for an engine that stands still meanwhile."""
@@ -415,9 +450,10 @@ cdef class OrderedLog:
         return slot
 
     def _free_segments(self):
-        """Both checkpoints are durable: give back what the older one does not need either."""
+        """Both checkpoints are durable: give back what no older one that counts needs either."""
         cdef ordered_t *stream = &self.stream
-        cdef uint64_t start = self._checkpoints[1][0], replay_from = self._checkpoints[1][1]
+        cdef uint64_t start = min(kept[0] for kept in [self._checkpoints[1], *self._past])
+        cdef uint64_t replay_from = min(kept[1] for kept in [self._checkpoints[1], *self._past])
         cdef uint32_t slot, last = 0
         cdef ordered_segment_t *segment
         replay_from = min(replay_from, <uint64_t>self._checkpoints[0][1])

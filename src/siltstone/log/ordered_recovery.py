@@ -81,6 +81,8 @@ def recover(
             restore(checkpoint.state)
     replay = _Replay(log, recovery, checkpoint, visit)
     replay.run(block.stable_position)
+    if checkpoint is None and block.checkpoint_before and not replay.whole():
+        raise _no_way_in(log, recovery)
     walk = replay.walk
     recovery.end = replay.end
     recovery.stable = walk.stable
@@ -97,6 +99,17 @@ def recover(
     log._start(replay.end, version, slot, next_slots, version_min, kept)
     if not log.read_only:
         _make_durable(log, recovery)
+
+
+def _no_way_in(log: OrderedLog, recovery: Recovery) -> Corruption:
+    """Segments from before the checkpoints have been used again, and both of these are lost."""
+    name = log.device.handle.names[0]
+    return Corruption(
+        f"neither checkpoint of {name} can be read ({'; '.join(map(str, recovery.problems))}): "
+        "siltstone repair makes a store of the rest",
+        path=name,
+        offset=log.device.superblock.checkpoint_position,
+    )
 
 
 def _make_durable(log: OrderedLog, recovery: Recovery) -> None:
@@ -179,6 +192,7 @@ class _Replay:
         self.visit = visit
         self.start = checkpoint.start if checkpoint is not None else 0
         self.end = 0
+        self._first = 0  # version of the first segment
 
     def run(self, stable: int) -> None:
         log = self.log
@@ -190,6 +204,7 @@ class _Replay:
         )
         replay = Replay(log, self.walk, self.visit, self.start, KEPT_BYTES_MAX)
         event = self.walk.start(*self._begin())
+        self._first = self.walk.segment[0]
         while event[0] != "end":
             if event[0] == "segment":
                 self._segment()
@@ -204,6 +219,11 @@ class _Replay:
         if self.checkpoint is not None:
             replay.never_committed(self.checkpoint.groups)
         self._note(replay)
+
+    def whole(self) -> bool:
+        """Whether this was the stream from its very first segment on, none missing."""
+        gaps = {Walk.REASONS[1], Walk.REASONS[4]}
+        return self._first == 1 and all(p.what not in gaps for p in self.recovery.problems)
 
     def _note(self, replay: Replay) -> None:
         self.recovery.records = replay.records

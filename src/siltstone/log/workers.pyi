@@ -24,7 +24,11 @@ class DeviceHandle:
     ) -> DeviceHandle: ...
     @staticmethod
     def of_object(
-        target: object, segment_bytes: int, segment_count: int, first_data_offset: int
+        target: object,
+        segment_bytes: int,
+        segment_count: int,
+        first_data_offset: int,
+        name: str | None = None,
     ) -> DeviceHandle: ...
     @property
     def segment_bytes(self) -> int: ...

@@ -509,7 +509,7 @@ cdef class DeviceHandle:
         return handle
 
     @staticmethod
-    def of_object(target, segment_bytes, segment_count, first_data_offset):
+    def of_object(target, segment_bytes, segment_count, first_data_offset, name=None):
         """Over an object with read(slot, offset, size, flags), write(slot, offset, data), sync."""
         cdef DeviceHandle handle = DeviceHandle()
         handle.device.kind = DEVICE_PYTHON
@@ -518,7 +518,7 @@ cdef class DeviceHandle:
         handle.device.segment_bytes = segment_bytes
         handle.device.first_data_offset = first_data_offset
         handle.device.python = <void *>target
-        handle.owner, handle.names = target, (type(target).__name__,)
+        handle.owner, handle.names = target, (name or type(target).__name__,)
         return handle
 
     @property

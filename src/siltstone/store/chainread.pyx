@@ -268,6 +268,47 @@ cdef int chain_node(pages_t *pages, uint64_t pid, const place_t *places, uint32_
     return result
 
 
+cdef int chain_salvage(pages_t *pages, uint64_t pid, const place_t *places, uint32_t count,
+                       char *spare, char **node, uint64_t *bad, uint32_t most,
+                       uint32_t *lost) noexcept nogil:
+    cdef piece_t *pieces = NULL
+    cdef uint32_t number, used = 1
+    cdef int result = read_pieces(pages, places, count, &pieces)
+    cdef int found = PAGES_CORRUPT
+    node[0] = NULL
+    lost[0] = 0
+    if result == PAGES_OK and count:
+        # the pieces of a base come before all links; one that is lost, and the base is
+        while used < count and places[used].kind == KIND_MORE:
+            used += 1
+        for number in range(used):
+            found = pieces[number].result
+            if found != PAGES_OK:
+                break
+        if found == PAGES_OK:
+            found = base_node(pages, pieces, count, pid, node, &number)
+        result = -ENOMEM if found == -ENOMEM else PAGES_OK
+    if result == PAGES_OK and found != PAGES_OK:
+        bad[0] = places[0].position if count else 0
+        lost[0] = 1
+        node[0] = spare
+        spare = NULL
+    for number in range(used, count if result == PAGES_OK and node[0] != NULL else 0):
+        found = pieces[number].result
+        if found == PAGES_OK:
+            found = link_node(pages, &pieces[number], pid, node)
+        if found == -ENOMEM:
+            result = found
+        elif found != PAGES_OK:
+            if lost[0] < most:
+                bad[lost[0]] = places[number].position
+            lost[0] += 1
+    free(pieces)
+    if spare != NULL:
+        pages.ops.release(pages.context, spare)
+    return result
+
+
 # A table block -----------------------------------------------------------------------------------
 
 

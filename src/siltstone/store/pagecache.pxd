@@ -182,8 +182,7 @@ cdef class Pages:
     cdef readonly object clock
     cdef public object watchers         # the engine's; None: nobody watches
     cdef bint durable                   # commits wait for the medium
-    cdef object _lock_file
-    cdef object _path_key
+    cdef object _opener                 # Writer or Reader; None: the device was given
     cdef object _pool
     cdef object _upkeep                 # background thread, or None
     cdef object _maintenance            # held by whoever checkpoints or cleans

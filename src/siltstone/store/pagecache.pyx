@@ -23,9 +23,8 @@ from libc.string cimport memset
 
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM
 from siltstone.errors import (Closed, ConfigError, Corruption, EnvironmentFailure,
-                              ForkedProcess, KeyMissing, Locked, SiltstoneError,
-                              SnapshotTooOld)
-from siltstone.log.device import FileDevice, identity, make_directory, open_lock_file
+                              ForkedProcess, KeyMissing, SiltstoneError, SnapshotTooOld)
+from siltstone.log.device import FileDevice, make_directory
 from siltstone.log.atomics cimport load64_relaxed
 from siltstone.log.capture cimport capture_t, capture_take
 from siltstone.log.log cimport LOG_CORRUPT, LOG_GONE, LOG_OK
@@ -39,6 +38,7 @@ from siltstone.store.redo cimport redo_record, state_head, state_restore, state_
 from siltstone.store.resident cimport block_load
 from siltstone.store.state cimport BLOCK_BITS, BLOCK_ENTRIES, LINKS_MAX, RECENT_MAX
 from siltstone.store.table cimport block_save, entries_free
+from siltstone.store.openers import Reader, Writer
 from siltstone.store.report import Report
 from siltstone.store.upkeep import Upkeep
 
@@ -74,7 +74,7 @@ COMPACT_BELOW = 950
 CLOSED_FACTOR = 1.15
 COMPACT_SECONDS = 2
 _open_pages = weakref.WeakSet()
-_paths = {}                     # identity of a lock file: the pid that opened it
+LOOKS_MAX = 100                 # of a reader that never finds its checkpoint still there
 
 
 @atexit.register
@@ -200,11 +200,11 @@ cdef class Pages:
         if settings.path is None:
             raise ConfigError("give a path or a device")
         path = os.fspath(settings.path)
-        if not settings.read_only:
+        if settings.read_only:
+            self._opener = Reader(path)
+        else:
             make_directory(path)
-            self._lock_file = open_lock_file(os.path.join(path, "lock"), mode=settings.mode)
-            self._lock_file.take_or_refuse()
-            self._lock_path()
+            self._opener = Writer(path, mode=settings.mode)
         device = FileDevice([(os.path.join(path, "data"), None)], settings.segment_size,
                             engine=engine, preallocate=False,
                             lock=None if settings.read_only else "exclusive",
@@ -212,24 +212,31 @@ cdef class Pages:
         self._opened = device
         return device
 
-    def _lock_path(self):
-        """The lock is the process's: a second opener in this one must be refused by ourselves."""
-        key = identity(self._lock_file.path)
-        if _paths.get(key) == os.getpid():
-            raise Locked(errors_of_os.EAGAIN, f"{self._lock_file.path} is in use by pid "
-                         f"{os.getpid()} (this one)")
-        _paths[key] = os.getpid()
-        self._path_key = key
+    def _look(self):
+        """A reader: the newest checkpoint is held before it is trusted."""
+        for _ in range(LOOKS_MAX):
+            position = self.device.reload_superblock().checkpoint_position
+            self._opener.look_at(position)
+            block = self.device.reload_superblock()
+            if position in (block.checkpoint_position, block.checkpoint_before):
+                return
+        raise SnapshotTooOld(errors_of_os.ESTALE, "the writer makes checkpoints faster than they "
+                             "can be read: try again")
 
     def _recover(self):
         cdef Visitor visitor = Visitor()
         visitor.visit = redo_visit
         visitor.context = &self.pages
+        if self._opener is not None and self.settings.read_only:
+            self._look()
         self.recovery = self.log.recover(visitor, self._restore)
+        if self._opener is not None and not self.settings.read_only:
+            self.log.keep_for_readers(self._opener)
         self.pages.id_next = self.pages.id_limit = max(<uint64_t>1, self.pages.id_marker)
         self.pages.id_marker = self.pages.id_limit
         number = self.pages.pid_next >> BLOCK_BITS
-        if number < self.pages.block_count:
+        if number < self.pages.block_count and not self.settings.read_only:
+            # where pages are allocated: without it nothing can be written
             self.raise_result(block_load(&self.pages, number), number << BLOCK_BITS)
         self._checkpoint_segments = 0
         self._segments_seen = 0
@@ -275,8 +282,11 @@ cdef class Pages:
                                  f"page {pid}: result {result}")
 
     def _check_reader(self):
-        """A read-only opener whose records went: no damage, if the writer has moved on since."""
-        if self.pages.read_only and self.device.superblock != self.device.reload_superblock():
+        """A reader that no writer knows of, whose records went: no damage, if the writer has moved
+        on since."""
+        if not self.pages.read_only or (self._opener is not None and self._opener.protected):
+            return
+        if self.device.superblock != self.device.reload_superblock():
             raise SnapshotTooOld(errors_of_os.ESTALE, "the writer has used these segments again: "
                                  "open it once more")
 
@@ -526,11 +536,8 @@ cdef class Pages:
                 self._pool.close()
             if self._opened is not None:
                 self._opened.close()
-            if self._lock_file is not None:
-                self._lock_file.close()
-            if self._path_key is not None:
-                _paths.pop(self._path_key, None)
-                self._path_key = None
+            if self._opener is not None:
+                self._opener.close()
 
     # Looking in
 

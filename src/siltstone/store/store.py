@@ -26,6 +26,8 @@ from siltstone.errors import Conflict, InvalidKey, ReadOnly
 from siltstone.log.device import Device, superblock_of
 from siltstone.store import copies
 from siltstone.store.face import Tree
+from siltstone.store.openers import kept_from_writers
+from siltstone.store.repair import repair
 from siltstone.store.report import Report
 from siltstone.store.settings import StoreSettings
 from siltstone.store.snapshot import Snapshot
@@ -237,6 +239,23 @@ class Store(Tree):
         """Write a store of this moment to a new directory, while others go on."""
         with self.snapshot() as snapshot:
             copies.backup(snapshot, os.fspath(path), self.settings, Store, progress)
+
+    @classmethod
+    def repair(
+        cls,
+        path: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        progress: Callable[[int, int], object] | None = None,
+        **options: Any,
+    ) -> Report:
+        """Make a new store at `target` of all that can still be read of the one at `path`.
+
+        The damaged store is not changed; nobody may have it open for writing (Locked). The report
+        is `ok` when nothing was lost; `problems` lists what is, or may be. `options`: settings of
+        the new store.
+        """
+        with kept_from_writers(os.fspath(path)):
+            return repair(os.fspath(path), os.fspath(target), cls, progress, options)
 
     def dump(self, file: BinaryIO) -> int:
         """Write all records to a file, in a form that later versions read; their number."""

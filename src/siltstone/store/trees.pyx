@@ -408,6 +408,14 @@ cdef class TreePages(Pages):
         self.raise_result(result, 0)
         return identity
 
+    def skip_ids(self, uint64_t below):
+        """Of a copy, before it gives out any: ids below were given out by the original. In effect
+        with the next checkpoint."""
+        self.lock()
+        if below > self.pages.id_marker:
+            self.pages.id_next = self.pages.id_limit = self.pages.id_marker = below
+        pages_unlock(&self.pages)
+
 cdef void snapshot_give_back(TreePages pages, snapshot_t *snapshot) noexcept:
     if pages.pages.opened_in != pages.pages.fork_count[0] or not snapshot.open:
         return
