@@ -66,10 +66,9 @@ def test_many_numbers_of_all_sizes():
 
 def test_rows():
     samples = decimals.Samples(["1.5", "20", "300.125"])
-    values = np.array([1.0, np.nan, 2.5])
-    assert samples.row(values, np.array([1, 1, 1], np.uint8)) == (
-        '[1.5,"1"],[20,"NaN"],[300.125,"2.5"]'
-    )
-    assert samples.row(values, np.array([0, 1, 0], np.uint8)) == '[20,"NaN"]'
-    assert samples.row(values, np.zeros(3, np.uint8)) == ""
-    assert decimals.Samples([]).row(np.empty(0), np.empty(0, np.uint8)) == ""
+    values = np.array([[1.0, np.nan, 2.5]] * 3)
+    present = np.array([[1, 1, 1], [0, 1, 0], [0, 0, 0]], np.uint8)
+    assert samples.rows(values, present) == [
+        '[1.5,"1"],[20,"NaN"],[300.125,"2.5"]', '[20,"NaN"]', "",
+    ]  # fmt: skip
+    assert decimals.Samples([]).rows(np.empty((2, 0)), np.empty((2, 0), np.uint8)) == ["", ""]

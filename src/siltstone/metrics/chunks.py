@@ -3,9 +3,8 @@
 Codec 1 is smallchunk.pyx's, 2 and 3 are here; numbers are little-endian, columns pcodec's:
 
     long   (2)  := flags (1) column-size (4) times values
-    points (3)  := flags (1) column-size (4) times (size (4) column) x 7: see FIELDS; 8 bytes: all
-                   the same
-                 | ... times zstd of the seven columns          flags & 4: less than 128 points
+    points (3)  := flags (1) column-size (4) times (value-flags (1) size (4) values) x 7: FIELDS
+                 | ... times zstd of (size (4) small chunk) x 7     flags & 4: less than 128 points
     times       := first (8) step (8)        flags & 1: all that far apart
                  | column
     values      := bits (8)                  flags & 2: all the same
@@ -32,6 +31,8 @@ from siltstone.log.checksum import crc32c
 from siltstone.metrics.decoding import TIMES_LEFT, VALUES_LEFT
 from siltstone.metrics.scaling import numbers_back, whole_numbers
 from siltstone.metrics.smallchunk import decode_into as decode_small
+from siltstone.metrics.smallchunk import encode as encode_small
+from siltstone.metrics.smallchunk import size_max as small_size_max
 
 Times = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
@@ -49,6 +50,7 @@ FEW_MAX: Final = 128  # below it pcodec takes ten times as long for much the sam
 _HEAD: Final = struct.Struct("<BI")
 _EVEN: Final = struct.Struct("<qq")
 _SIZE: Final = struct.Struct("<I")
+_COLUMN: Final = struct.Struct("<BI")
 _SEED: Final = struct.Struct("<IQI")
 # Level 8 takes 2.5 x the time of level 4 for 2 % fewer bytes of a random walk of 8,192.
 _CONFIG: Final = ChunkConfig(compression_level=4)
@@ -80,14 +82,17 @@ def is_even(times: Times) -> bool:
 def encode(times: Times, values: Values) -> bytes:
     """A long chunk. `times` strictly rising, at least one."""
     flags, columns = _encoded_times(times)
-    bits = values.view(np.uint64)
-    if (bits == bits[0]).all():
-        flags |= SAME
-        column = values[:1].tobytes()
-    else:
-        kind, column = _encoded_values(np.ascontiguousarray(values))
-        flags |= kind
+    values = np.ascontiguousarray(values)
+    kind, column = SAME, values[:1].tobytes()
+    if not _all_same(values):
+        kind, column = _encoded_values(values)
+    flags |= kind
     return _HEAD.pack(flags, len(columns)) + columns + column
+
+
+def _all_same(values: Values) -> bool:
+    bits = values.view(np.uint64)
+    return bool((bits == bits[0]).all())
 
 
 def _encoded_values(values: Values) -> tuple[int, bytes]:
@@ -129,7 +134,10 @@ def decode_into(codec: int, data: bytes, times: Times, values: Values) -> None:
         raise Corruption(f"a chunk of the unknown codec {codec}")
     flags, size = _HEAD.unpack_from(data)
     _decode_times(data[_HEAD.size : _HEAD.size + size], flags, times)
-    column = data[_HEAD.size + size :]
+    _fill_values(data[_HEAD.size + size :], flags, values)
+
+
+def _fill_values(column: bytes, flags: int, values: Values) -> None:
     if not flags & SAME:
         _decode_values(column, flags, values)
     elif len(column) != 8:
@@ -179,29 +187,29 @@ FIELDS: Final = {
     "nans": np.dtype("<i8"),
     "lag": np.dtype("<i8"),
 }
-POINT_BYTES: Final = 8 * len(FIELDS)
 
 
 def encode_points(times: Times, columns: dict[str, npt.NDArray[Any]]) -> bytes:
     """Points of a tier, rising."""
     flags, encoded = _encoded_times(times)
     if times.size < FEW_MAX:
-        raw = b"".join(np.ascontiguousarray(columns[name]).tobytes() for name in FIELDS)
+        small = [encode_small(times, _as_values(columns[name])) for name in FIELDS]
+        raw = b"".join(_SIZE.pack(len(column)) + column for column in small)
         column = zstandard.ZstdCompressor(level=3).compress(raw)
         return _HEAD.pack(flags | FEW, len(encoded)) + encoded + column
     parts = [_HEAD.pack(flags, len(encoded)), encoded]
     for name in FIELDS:
-        part = _encoded_column(columns[name])
-        parts += [_SIZE.pack(len(part)), part]
+        values = _as_values(columns[name])
+        kind, column = SAME, values[:1].tobytes()
+        if not _all_same(values):
+            kind, column = _encoded_values(values)
+        parts += [_COLUMN.pack(kind, len(column)), column]
     return b"".join(parts)
 
 
-def _encoded_column(column: npt.NDArray[Any]) -> bytes:
-    """Eight bytes: all the same."""
-    bits = column.view(np.uint64)
-    if (bits == bits[0]).all():
-        return bits[:1].tobytes()
-    return bytes(standalone.simple_compress(np.ascontiguousarray(column), _CONFIG))
+def _as_values(column: npt.NDArray[Any]) -> Values:
+    """Counts and milliseconds are whole numbers that a double holds."""
+    return np.ascontiguousarray(column, np.float64)
 
 
 def decode_points(data: bytes, count: int) -> tuple[Times, dict[str, npt.NDArray[Any]]]:
@@ -215,30 +223,33 @@ def decode_points(data: bytes, count: int) -> tuple[Times, dict[str, npt.NDArray
         return times, _decode_few(data[at:], count)
     columns: dict[str, npt.NDArray[Any]] = {}
     for name, kind in FIELDS.items():
-        if at + _SIZE.size > len(data):
+        if at + _COLUMN.size > len(data):
             raise Corruption("a chunk of points that ends too early")
-        (size,) = _SIZE.unpack_from(data, at)
-        at += _SIZE.size
-        if at + size > len(data):
-            raise Corruption("a column of points that ends too early")
-        columns[name] = np.empty(count, kind)
-        if size == 8:
-            columns[name].view(np.uint64)[:] = np.frombuffer(data, "<u8", 1, at)[0]
-        else:
-            _decode_column(data[at : at + size], columns[name])
+        flags, size = _COLUMN.unpack_from(data, at)
+        at += _COLUMN.size
+        values = np.empty(count, np.float64)
+        _fill_values(data[at : at + size], flags, values)
+        columns[name] = values if kind.kind == "f" else values.astype(np.int64)
         at += size
     return times, columns
 
 
 def _decode_few(data: bytes, count: int) -> dict[str, npt.NDArray[Any]]:
-    size = POINT_BYTES * count
+    most = len(FIELDS) * small_size_max(count)
     try:
-        raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+        raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=most)
     except zstandard.ZstdError as error:
         raise Corruption(f"a chunk of {count} points: {error}") from None
-    if len(raw) != size:
-        raise Corruption(f"a chunk of {count} points has {len(raw)} bytes")
-    return {
-        name: np.frombuffer(raw, kind, count, 8 * count * n)
-        for n, (name, kind) in enumerate(FIELDS.items())
-    }
+    columns: dict[str, npt.NDArray[Any]] = {}
+    at = 0
+    times = np.empty(count, np.int64)
+    for name, kind in FIELDS.items():
+        if at + _SIZE.size > len(raw):
+            raise Corruption("a chunk of points that ends too early")
+        (size,) = _SIZE.unpack_from(raw, at)
+        at += _SIZE.size
+        values = np.empty(count, np.float64)
+        decode_small(raw[at : at + size], times, values)
+        columns[name] = values if kind.kind == "f" else values.astype(np.int64)
+        at += size
+    return columns

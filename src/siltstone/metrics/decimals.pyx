@@ -201,7 +201,7 @@ def number(double value):
 
 
 cdef class Samples:
-    """Rows of samples at given moments (texts). `row`: '[time,"value"],...' of those present."""
+    """Rows of samples at given moments (texts). `rows`: '[time,"value"],...' of those present."""
 
     cdef bytes texts
     cdef uint32_t *ends         # of each moment in `texts`
@@ -223,33 +223,42 @@ cdef class Samples:
     def __dealloc__(self):
         free(self.ends)
 
-    def row(self, const double[::1] values not None, const uint8_t[::1] present not None):
+    def rows(self, const double[:, ::1] values not None, const uint8_t[:, ::1] present not None):
+        """The text of each row."""
         cdef const char *texts = PyBytes_AS_STRING(self.texts)
-        cdef Py_ssize_t n, size
+        cdef Py_ssize_t row
         cdef char *start
-        cdef char *to
-        assert values.shape[0] == present.shape[0] == self.count
+        cdef list found = []
+        assert values.shape[1] == present.shape[1] == self.count
+        assert values.shape[0] == present.shape[0]
         # '[' time ',"' value '"],' for each
         start = <char *>malloc(PyBytes_GET_SIZE(self.texts) + self.count * (NUMBER_MAX + 6) + 1)
         if start == NULL:
             raise MemoryError
-        to = start
-        with nogil:
-            for n in range(self.count):
-                if not present[n]:
-                    continue
-                if to > start:
-                    to[0] = c','
-                    to += 1
-                to[0] = c'['
-                size = self.ends[n + 1] - self.ends[n]
-                memcpy(to + 1, texts + self.ends[n], size)
-                to += 1 + size
-                memcpy(to, b',"', 2)
-                to = put_number(to + 2, values[n])
-                memcpy(to, b'"]', 2)
-                to += 2
         try:
-            return PyUnicode_DecodeASCII(start, to - start, NULL)
+            for row in range(values.shape[0]):
+                size = self.put_row(start, texts, values, present, row)
+                found.append(PyUnicode_DecodeASCII(start, size, NULL))
+            return found
         finally:
             free(start)
+
+    cdef Py_ssize_t put_row(self, char *start, const char *texts, const double[:, ::1] values,
+                            const uint8_t[:, ::1] present, Py_ssize_t row) noexcept nogil:
+        cdef Py_ssize_t n, size
+        cdef char *to = start
+        for n in range(self.count):
+            if not present[row, n]:
+                continue
+            if to > start:
+                to[0] = c','
+                to += 1
+            to[0] = c'['
+            size = self.ends[n + 1] - self.ends[n]
+            memcpy(to + 1, texts + self.ends[n], size)
+            to += 1 + size
+            memcpy(to, b',"', 2)
+            to = put_number(to + 2, values[row, n])
+            memcpy(to, b'"]', 2)
+            to += 2
+        return to - start

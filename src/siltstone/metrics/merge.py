@@ -19,7 +19,7 @@ from siltstone.metrics.change import Change, fresh
 from siltstone.metrics.head import CHUNK, NONE_MS
 from siltstone.metrics.picture import Picture, sorted_picture
 from siltstone.metrics.query import Run
-from siltstone.metrics.segment import FRESH, RAW, Segment
+from siltstone.metrics.segment import FRESH, RAW, Chunks, Segment, joined
 from siltstone.metrics.tiers import Tiers
 
 if TYPE_CHECKING:
@@ -104,12 +104,13 @@ class Merger:
             self.tiers.derive(list(firsts), firsts)
 
     def _picture(self, inputs: list[Segment]) -> Picture:
-        parts, places = [np.empty(0, CHUNK)], [np.empty(0, np.int64)]
+        parts: list[Chunks] = []
+        places = [np.empty(0, np.int64)]
         for number, segment in enumerate(inputs):
             chunks = self._engine.reader.chunks.index(segment)
             parts.append(chunks)
             places.append(np.full(chunks.size, number))
-        rows, places_ = np.concatenate(parts), np.concatenate(places)
+        rows, places_ = joined(parts), np.concatenate(places)
         return sorted_picture(np.unique(rows["series"]), rows, places_, inputs)
 
     def _write(self, change: Change, picture: Picture) -> dict[int, int]:

@@ -7,16 +7,15 @@ lies in `sources[places[row]]`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from siltstone.metrics.chunkreader import Bytes
-from siltstone.metrics.head import CHUNK
 from siltstone.metrics.registry import Ids
-from siltstone.metrics.segment import RAW, Chunks, Segment
+from siltstone.metrics.segment import RAW, Chunks, Segment, joined
 from siltstone.metrics.source import Times, Values
 
 if TYPE_CHECKING:
@@ -103,14 +102,13 @@ def _picture(
     ids: Ids, start: int, end: int, segments: list[Segment], indexes: dict[int, Chunks],
     pending: list[Any], head: HeadSamples,
 ) -> Picture:  # fmt: skip
-    largest = int(ids.max()) if ids.size else 0
-    wanted = np.zeros(largest + 2, np.bool_)
-    wanted[ids] = True
+    wanted = _chooser(ids)
     sources: list[Bytes] = []
-    rows, places = [np.empty(0, CHUNK)], [np.empty(0, np.int64)]
+    rows: list[Chunks] = []
+    places = [np.empty(0, np.int64)]
 
     def take(chunks: Chunks, source: Bytes) -> None:
-        found = np.flatnonzero(wanted[np.minimum(chunks["series"], largest + 1)])
+        found = wanted(chunks["series"])
         some = chunks[found]
         touching = (some["start_ms"] <= end) & (some["end_ms"] >= start)
         if not touching.all():
@@ -128,8 +126,19 @@ def _picture(
             take(part, segment)
     for chunks, data in pending:
         take(chunks, data)
-    found, where = np.concatenate(rows), np.concatenate(places)
+    found, where = joined(rows), np.concatenate(places)
     return sorted_picture(ids, found, where, sources, head)
+
+
+def _chooser(ids: Ids) -> Callable[[Ids], Numbers]:
+    """Where in a column of ids these are."""
+    if ids.size == 1:
+        only = int(ids[0])
+        return lambda column: np.flatnonzero(column == only)
+    largest = int(ids.max()) if ids.size else 0
+    wanted = np.zeros(largest + 2, np.bool_)
+    wanted[ids] = True
+    return lambda column: np.flatnonzero(wanted[np.minimum(column, largest + 1)])
 
 
 def sorted_picture(

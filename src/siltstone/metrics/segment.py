@@ -86,6 +86,16 @@ class Segment:
         )
 
 
+def joined(parts: Sequence[Chunks]) -> Chunks:
+    """One behind another. By their bytes: numpy takes 100 us to compare structured types."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([part.view(np.uint8) for part in parts] or [_NONE]).view(CHUNK)
+
+
+_NONE: Final = np.empty(0, np.uint8)
+
+
 def _scattered(numbers: dict[int, int], ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     unique, places = np.unique(ids, return_inverse=True)
     found = np.fromiter((numbers[int(id)] for id in unique), np.uint32, unique.size)
@@ -160,7 +170,7 @@ def extent_bytes(
 
 def index_bytes(segment: Segment) -> tuple[bytes, Segment]:
     """The index to be written at `segment.end`, and the sealed segment."""
-    chunks = np.concatenate(segment.parts)
+    chunks = joined(segment.parts).copy()
     chunks["series"] = _scattered(segment.numbers, chunks["series"])
     frames = b"".join(_FRAME.pack(len(frame)) + frame for frame in segment.frames)
     length = EXTENT.size + chunks.nbytes + len(frames)
@@ -306,7 +316,7 @@ def salvage(device: Device, segment: Segment, intern: Intern) -> Chunks:
         except Corruption:
             break
         offset += extent.length
-    return np.concatenate(found) if found else np.empty(0, CHUNK)
+    return joined(found)
 
 
 def _with_ids(

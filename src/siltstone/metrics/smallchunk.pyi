@@ -2,6 +2,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
+def size_max(count: int) -> int: ...
 def encode(times: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> bytes: ...
 def decode_into(
     data: Buffer, times: npt.NDArray[np.int64], values: npt.NDArray[np.float64]

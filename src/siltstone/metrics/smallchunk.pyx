@@ -284,6 +284,11 @@ cdef int small_decode(const char *data, uint64_t size, uint32_t count, int64_t *
 # For Python --------------------------------------------------------------------------------------
 
 
+def size_max(uint32_t count):
+    """Bytes of a chunk of so many samples at most."""
+    return small_bound(count)
+
+
 def encode(const int64_t[::1] times not None, const double[::1] values not None):
     """The bytes of a small chunk. `times` strictly rising, at least one."""
     cdef uint32_t count = <uint32_t>times.shape[0]

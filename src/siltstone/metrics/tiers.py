@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from siltstone.metrics import bucketing
 from siltstone.metrics import chunks as codecs
-from siltstone.metrics.chunks import FIELDS
 from siltstone.metrics.head import CHUNK, NONE_MS
 from siltstone.metrics.picture import picture_of
 from siltstone.metrics.registry import Ids
 from siltstone.metrics.segment import FRESH, TIER
-from siltstone.metrics.source import STALE_NAN_BITS
 
 if TYPE_CHECKING:
     from siltstone.metrics.change import Change
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 POINTS_MAX: Final = 4096  # of one chunk
 SERIES_AT_ONCE: Final = 256
+NAMES: Final = ("sum", "min", "max", "count", "nans", "last", "lag")  # as bucketing.pyx has them
 Columns = dict[str, npt.NDArray[Any]]
 
 
@@ -40,41 +40,8 @@ def bucket(
     times: npt.NDArray[np.int64], values: npt.NDArray[np.float64], step: int
 ) -> tuple[npt.NDArray[np.int64], Columns]:
     """(ends, columns) of the buckets that have samples."""
-    if not times.size:
-        return np.empty(0, np.int64), {name: np.empty(0, kind) for name, kind in FIELDS.items()}
-    ends = -(-times // step) * step
-    firsts = np.flatnonzero(np.diff(ends, prepend=ends[0] - 1))
-    lasts = np.append(firsts[1:], ends.size) - 1
-    found = ends[firsts]
-    columns = {
-        "lag": found - times[lasts],
-        "last": values.view(np.uint64)[lasts].view(np.float64),
-    }
-    missing = np.isnan(values)
-    if missing.any():
-        return found, {**columns, **_without_nan(values, missing, firsts)}
-    return found, {
-        **columns,
-        "sum": np.add.reduceat(values, firsts),
-        "min": np.minimum.reduceat(values, firsts),
-        "max": np.maximum.reduceat(values, firsts),
-        "count": lasts - firsts + 1,
-        "nans": np.zeros(firsts.size, np.int64),
-    }
-
-
-def _without_nan(values: Any, missing: Any, firsts: Any) -> Columns:
-    numbers = np.add.reduceat(~missing, firsts, dtype=np.int64)
-    least = np.minimum.reduceat(np.where(missing, np.inf, values), firsts)
-    most = np.maximum.reduceat(np.where(missing, -np.inf, values), firsts)
-    real = missing & (values.view(np.uint64) != STALE_NAN_BITS)
-    return {
-        "sum": np.add.reduceat(np.where(missing, 0.0, values), firsts),
-        "min": np.where(numbers > 0, least, np.nan),
-        "max": np.where(numbers > 0, most, np.nan),
-        "count": numbers,
-        "nans": np.add.reduceat(real, firsts, dtype=np.int64),
-    }
+    found = bucketing.bucket(np.ascontiguousarray(times), np.ascontiguousarray(values), step)
+    return found[0], dict(zip(NAMES, found[1:], strict=True))
 
 
 def floor_to(time: int, step: int) -> int:

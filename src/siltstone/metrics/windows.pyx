@@ -608,13 +608,12 @@ cdef int without_markers(const Samples *series, Prepared *clean) noexcept nogil:
 
 cdef int find_resets(const Samples *series, int64_t count, Prepared *clean) noexcept nogil:
     cdef Py_ssize_t i, found = 0
-    clean.resets = <Py_ssize_t *>malloc(count * sizeof(Py_ssize_t))
+    clean.resets = <Py_ssize_t *>malloc((count + 1) * sizeof(Py_ssize_t))
     if clean.resets == NULL:
         return -1
     for i in range(1, series.count):
-        if series.values[i] < series.values[i - 1]:
-            clean.resets[found] = i
-            found += 1
+        clean.resets[found] = i     # without a branch: a gauge falls as often as it rises
+        found += series.values[i] < series.values[i - 1]
     return 0
 
 
