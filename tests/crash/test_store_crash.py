@@ -242,6 +242,39 @@ def test_a_batch_larger_than_all_buffers_is_whole_or_absent(seed):
             check(history, moment, image)
 
 
+def test_a_large_batch_over_a_checkpoint_and_cleaning(seed, thorough):
+    """Its pages are in the log before its mark; others move pages between, and checkpoint."""
+    rng = random.Random(f"{seed} batch over checkpoint")
+    inner = CrashDevice(SLOTS, SEGMENT, engine="store")
+    device = FaultDevice(inner)
+    pairs = {b"%05d" % number: rng.randbytes(150) for number in range(500)}
+    with on_device(device) as store:
+        for key, value in pairs.items():
+            store[key] = value
+    history = History(device, rng, inner)
+    between = [history.store.checkpoint, history.store._pages.collect_garbage] * 2
+    device.add(
+        "read",
+        before=lambda: device.calls["read"] % 25 or not between or between.pop(0)(),
+        last=device.calls["read"] + 10_000,
+    )
+    first = len(inner.events)
+    changes = {key: rng.randbytes(200) for key in rng.sample(sorted(pairs), 400)}
+    with history.store.batch() as batch:
+        batch.update(changes)
+        batch.update({b"%05dx" % number: b"new" * 30 for number in range(200)})
+    history.states.now[""].update(changes)
+    history.states.now[""].update({b"%05dx" % number: b"new" * 30 for number in range(200)})
+    history.committed(False)
+    assert len(between) < 4
+    history.store.sync()
+    history.note_synced()
+    moments = range(first, len(inner.events) + 1)
+    for moment in moments if thorough else rng.sample(moments, 10):
+        for image in inner.images(moment, rng, mixed=2):
+            check(history, moment, image)
+
+
 # Failing devices ------------------------------------------------------------------------------
 
 

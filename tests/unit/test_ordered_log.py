@@ -674,6 +674,20 @@ def test_open_group_keeps_its_segments_for_replay():
     assert report.ok
 
 
+def test_what_is_synced_after_a_roll_is_there_after_a_crash():
+    """Recovery that starts before the roll goes on behind it: it leaves no hole."""
+    device = CrashDevice(64, SEGMENT)
+    items = AppendList(device, buffer_bytes=BUFFER)
+    fill(items, 3)
+    items.log.roll()
+    items.log.roll()
+    fill(items, 40)
+    items.log.sync()
+    again = AppendList(device.reopened(bytearray(device.content)), buffer_bytes=BUFFER)
+    assert len(again.items()) == 43
+    assert again.report.ok
+
+
 def test_growing_file_shrinks_again(tmp_path):
     device = FileDevice([(tmp_path / "data", None)], SEGMENT, engine="test", preallocate=False)
     items = AppendList(device, buffer_bytes=BUFFER)

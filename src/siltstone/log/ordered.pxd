@@ -129,7 +129,6 @@ cdef struct ordered_t:
     uint32_t zeroing
     uint32_t prepare_queued
     job_t prepare_job
-    uint32_t rolling                # the next buffer begins a segment
     uint32_t after_cut              # the next segment is the first since recovery
     # Buffers: a ring by sequence number
     ordered_buffer_t buffers[ORDERED_BUFFERS_MAX]
@@ -172,8 +171,9 @@ cdef void ordered_complete(ordered_t *stream, reservation_t *reservation) noexce
 cdef void ordered_abort(ordered_t *stream, reservation_t *reservation) noexcept nogil
 cdef uint32_t ordered_payload_max(ordered_t *stream) noexcept nogil
 
-# The next record begins a new segment, so that the present one can be reclaimed.
-cdef void ordered_roll(ordered_t *stream) noexcept nogil
+# The next record begins a new segment, so that the present one can be reclaimed. LOG_OK, BUSY,
+# FAILED.
+cdef int ordered_roll(ordered_t *stream) noexcept nogil
 
 # All completed records to the operating system.
 cdef int ordered_flush(ordered_t *stream) noexcept nogil

@@ -415,7 +415,7 @@ cdef int open_buffer(ordered_t *stream, uint32_t flags, uint64_t deadline_ns) no
     if stream.next > 1:
         last = buffer_of(stream, stream.next - 1)
         offset = last.offset + stream.buffer_bytes
-    if last != NULL and offset < stream.segment_bytes and not stream.rolling:
+    if last != NULL and offset < stream.segment_bytes:
         buffer.slot = last.slot
         buffer.salt = last.salt
         buffer.base = last.base + stream.buffer_bytes
@@ -428,7 +428,6 @@ cdef int open_buffer(ordered_t *stream, uint32_t flags, uint64_t deadline_ns) no
             return WAIT if result == LOG_OK else result
         if result == CHAIN_FULL:
             return LOG_NO_SEGMENT
-        stream.rolling = 0
     buffer.sequence = stream.next
     buffer.written = buffer.sealed = buffer.writing = buffer.reservations = 0
     stream.next += 1
@@ -468,16 +467,23 @@ cdef inline void claimed(ordered_t *stream, ordered_buffer_t *buffer, uint8_t ki
         segment.live_bytes += bytes
 
 
-cdef void ordered_roll(ordered_t *stream) noexcept nogil:
-    cdef ordered_buffer_t *buffer
+cdef int ordered_roll(ordered_t *stream) noexcept nogil:
+    """Its end is filled with pads: a hole would be the end of the stream for who reads it."""
+    cdef uint64_t deadline_ns = now_ns() + <uint64_t>stream.wait_ms * 1000000, version
+    cdef ordered_buffer_t *last
+    cdef int result = LOG_FAILED if stream.failed else LOG_OK
     pthread_mutex_lock(&stream.lock)
-    if stream.next > stream.oldest:
-        buffer = buffer_of(stream, stream.next - 1)
-        if not buffer.sealed:
-            seal(stream, buffer)
-    stream.rolling = 1
+    version = stream.version
+    while stream.next > 1 and stream.version == version and (result == LOG_OK or result == WAIT):
+        last = buffer_of(stream, stream.next - 1)
+        if stream.next > stream.oldest and not last.sealed:
+            seal(stream, last)
+        if last.offset + stream.buffer_bytes >= stream.segment_bytes:
+            break
+        result = open_buffer(stream, 0, deadline_ns)
     pthread_mutex_unlock(&stream.lock)
     hand_over(stream)
+    return LOG_OK if result == WAIT else result
 
 
 # Appending ---------------------------------------------------------------------------------------

@@ -299,9 +299,11 @@ cdef class OrderedLog:
 
     def roll(self):
         """The next record begins a new segment: what is open now can be reclaimed like others."""
+        cdef int result
         self._check(True)
         with nogil:
-            ordered_roll(&self.stream)
+            result = ordered_roll(&self.stream)
+        self._raise(result, 0)
 
     @property
     def end(self):

@@ -76,7 +76,7 @@ cdef int stream_ready(ordered_t *stream, uint64_t bytes) noexcept nogil:
     for which in range(2):
         # Slots that are not chosen are not waited for: the append says at once if none is free,
         # and the very first one makes its segment itself.
-        if end > (which + 1) * stream.segment_bytes or stream.rolling:
+        if end > (which + 1) * stream.segment_bytes:
             if stream.ahead[which] == SLOT_NONE:
                 continue
             if not stream.segments[stream.ahead[which]].allocated:

@@ -1,232 +1,36 @@
 """Several changes that count as a whole: what batches and transactions gather, and their commit.
 
-Changes are kept as a dict a tree; the last change of a key counts. A commit sorts them, cuts them
-into runs that belong to one leaf, makes one fragment of each run, and commits all of it as one
-group of the log, if nothing that a transaction has read was changed meanwhile. Whatever has to be
-loaded or waited for on the way is done without the lock; the leaves that were dealt with before
-are held in memory, and checked afterwards: if one has changed, all starts again.
+Changes are kept as a dict a tree; the last change of a key counts. A commit hands them to plan.pyx
+as sorted edits, which makes one commit of them: one group of the log, if nothing that a transaction
+has read was changed meanwhile. Whatever has to be loaded or waited for on the way is done without
+the lock; if a leaf that was dealt with has changed meanwhile, all starts again.
 """
 import errno as errors_of_os
 from bisect import bisect_left
 
 from cpython.bytes cimport (PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize,
                             PyBytes_GET_SIZE)
-from libc.errno cimport ENOMEM
+from cpython.dict cimport PyDict_Next
+from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, malloc
 from libc.string cimport memset
+from posix.unistd cimport usleep
 
 from siltstone.errors import Closed, Conflict, KeyMissing, ReadOnly, TooLarge
-from siltstone.log.log cimport part_t
-from siltstone.store.blob cimport BLOB_REFERENCE_MAX, blob_free, blob_write
-from siltstone.store.descent cimport (SEEK_AT, path_find, path_leaf, path_pid, path_t,
-                                      path_upper)
-from siltstone.store.image cimport fragment_add, fragment_free
-from siltstone.store.page cimport (CHANGE_DELETE, CHANGE_HEADER_SIZE, CHANGE_SET, KEY_SIZE_MAX,
-                                   PAGE_OK, RECORD_BLOB, WORD_SIZE, compare_keys, node_image_size,
-                                   node_key, node_record, node_search, node_t, record_word,
-                                   word_key_size, word_payload_size)
-from siltstone.store.pagecache cimport (PAGES_LARGE, PAGES_MISS, PAGES_OK, PAGES_WAIT,
-                                        change_abandon, change_begin, change_commit, change_count,
-                                        change_link, change_needs, entry_t, page_entry,
-                                        pages_fragment_max, pages_lock, pages_ready, pages_root,
-                                        pages_t, pages_unlock, pages_usable)
+from siltstone.store.blob cimport BLOB_REFERENCE_MAX, blob_write
+from siltstone.store.edits cimport edit_t, edits_sort
+from siltstone.store.page cimport KEY_SIZE_MAX, RECORD_BLOB
+from siltstone.store.pagecache cimport (PAGES_MORE, PAGES_OK, change_abandon, change_begin,
+                                        pages_lock, pages_root, pages_unlock, pages_usable)
+from siltstone.store.plan cimport (PLAN_DROPPED, PLAN_STALE, plan_free, plan_step, plan_t,
+                                   plan_tidy, root_edits_t, run_t)
 from siltstone.store.trees cimport PAGES_CHANGED, generation_t, key_bytes, value_bytes
-from siltstone.store.write cimport leaf_settle
 
 cdef enum:
-    PLAN_STALE = 52             # beside pages_result_t: a leaf that was dealt with has changed
-    PLAN_DROPPED = 53           # a tree is gone
-    SETTLE_ROUNDS = 4096        # splits of one leaf
+    STALE_MAX = 3               # then a commit is made in one hold of the lock
+    PAUSE_US = 1                # between two holds, so that whoever waits gets the lock: about 55
 
-
-# Under the lock ---------------------------------------------------------------------------------
-
-cdef uint64_t _run_end(const plan_t *plan, uint64_t first, const path_t *path,
-                       char *fence) noexcept nogil:
-    # The first edit that is not for this leaf any more.
-    cdef int depth = path_upper(path)
-    cdef uint32_t root = plan.edits[first].root, size = 0
-    cdef uint64_t at = first + 1
-    if depth >= 0:
-        size = node_key(path.nodes[depth], path.indexes[depth] + 1, fence)
-    while at < plan.count and plan.edits[at].root == root:
-        if depth >= 0 and compare_keys(plan.edits[at].key, plan.edits[at].key_size, fence,
-                                       size) >= 0:
-            break
-        at += 1
-    return at
-
-
-cdef int _look(plan_t *plan, run_t *run, const node_t *leaf, root_edits_t *root) noexcept nogil:
-    # What each edit of a run meets, and what is freed with it. Nothing is added unless all is.
-    cdef uint32_t before = plan.change.count, index, word
-    cdef int64_t delta = 0
-    cdef uint64_t at
-    cdef edit_t *edit
-    cdef const char *record
-    cdef bint found
-    cdef int result
-    for at in range(run.first, run.end):
-        edit = &plan.edits[at]
-        index = node_search(leaf, edit.key, edit.key_size, &found)
-        edit.found = found
-        edit.effect = found or edit.payload != NULL
-        if edit.payload == NULL:
-            delta -= found
-        else:
-            delta += not found
-        if not found:
-            continue
-        record = node_record(leaf, index)
-        word = record_word(record)
-        if word & RECORD_BLOB():
-            result = blob_free(&plan.change, record + WORD_SIZE + word_key_size(word),
-                               word_payload_size(word), &plan.missing)
-            if result != PAGES_OK:
-                plan.change.count = before      # what was added owns nothing
-                return result
-    root.delta += delta
-    return PAGES_OK
-
-
-cdef int _link_run(plan_t *plan, const run_t *run) noexcept nogil:
-    # One fragment of all edits of a run; more, if it is too large for one.
-    cdef uint32_t room = pages_fragment_max(plan.change.pages)
-    cdef part_t part
-    cdef uint64_t at
-    cdef edit_t *edit
-    cdef int result = PAGES_OK
-    plan.fragment.size = 0
-    for at in range(run.first, run.end + 1):
-        edit = &plan.edits[at] if at < run.end else NULL
-        if plan.fragment.size and (edit == NULL or (
-                plan.fragment.size + CHANGE_HEADER_SIZE + edit.key_size + edit.payload_size
-                > room)):
-            part.data, part.size = plan.fragment.data, plan.fragment.size
-            result = change_link(&plan.change, run.pid, &part, 1)
-            if result != PAGES_OK:
-                return result
-            plan.fragment.size = 0
-        if edit == NULL or not edit.effect:
-            continue
-        plan.effects += 1
-        if fragment_add(&plan.fragment, CHANGE_DELETE if edit.payload == NULL else CHANGE_SET,
-                        edit.key, edit.key_size, edit.payload, edit.payload_size,
-                        edit.blob) != PAGE_OK:
-            return -ENOMEM
-    return PAGES_OK
-
-
-cdef root_edits_t *_root(plan_t *plan, uint32_t root) noexcept nogil:
-    cdef uint32_t number = 0
-    while plan.roots[number].root != root:
-        number += 1
-    return &plan.roots[number]
-
-
-cdef int _advance(TreePages trees, plan_t *plan) noexcept nogil:
-    # Deal with the edits behind those of the last run.
-    cdef path_t path
-    cdef char fence[KEY_SIZE_MAX]
-    cdef uint64_t first = plan.runs[plan.run_count - 1].end if plan.run_count else 0
-    cdef root_edits_t *root = NULL
-    cdef run_t *run
-    cdef int result
-    while first < plan.count:
-        if root == NULL or root.root != plan.edits[first].root:
-            root = _root(plan, plan.edits[first].root)
-        result = path_find(&trees.pages, root.pid, SEEK_AT, plan.edits[first].key,
-                           plan.edits[first].key_size, NULL, False, &path)
-        plan.missing = path.missing
-        if result != PAGES_OK:
-            return result
-        run = &plan.runs[plan.run_count]
-        run.pid, run.stamp, run.first = path_pid(&path), path.stamp, first
-        run.end = _run_end(plan, first, &path, fence)
-        result = _look(plan, run, path_leaf(&path), root)
-        if result != PAGES_OK:
-            return result
-        plan.run_count += 1
-        first = run.end
-        result = _link_run(plan, run)
-        if result != PAGES_OK:
-            return PLAN_STALE if result == PAGES_MISS else result
-    return PAGES_OK
-
-
-cdef int _still(TreePages trees, plan_t *plan) noexcept nogil:
-    # Whether trees and leaves are what they were when the lock was given back.
-    cdef uint64_t number
-    cdef entry_t *entry
-    for number in range(plan.root_count):
-        if trees.generation(plan.roots[number].root).bound != plan.roots[number].bound:
-            return PLAN_DROPPED
-    for number in range(plan.run_count):
-        entry = page_entry(&trees.pages, plan.runs[number].pid)
-        if entry == NULL or entry.stamp != plan.runs[number].stamp:
-            return PLAN_STALE
-    return PAGES_OK
-
-
-cdef void _settle(TreePages trees, plan_t *plan) noexcept nogil:
-    # Leaves that grew or shrank too far.
-    cdef path_t path
-    cdef run_t *run
-    cdef entry_t *entry
-    cdef edit_t *edit
-    cdef uint64_t number, rounds
-    cdef uint32_t size
-    for number in range(plan.run_count):
-        run = &plan.runs[number]
-        entry = page_entry(&trees.pages, run.pid)
-        if entry == NULL or entry.node == NULL:
-            continue
-        size = node_image_size(<node_t *>entry.node)
-        if trees.page_size // 4 <= size <= trees.page_size:
-            continue
-        for rounds in range(SETTLE_ROUNDS):
-            # the last piece of a split may be too large again
-            edit = &plan.edits[run.end - 1]
-            if path_find(&trees.pages, _root(plan, edit.root).pid, SEEK_AT, edit.key,
-                         edit.key_size, NULL, False, &path) != PAGES_OK:
-                break
-            size = node_image_size(path_leaf(&path))
-            leaf_settle(&trees.pages, &path, trees.page_size, edit.payload != NULL,
-                        edit.payload == NULL)
-            if size <= trees.page_size:
-                break
-
-
-cdef int _try(TreePages trees, Reads reads, plan_t *plan) noexcept nogil:
-    cdef uint32_t number
-    cdef int result = _still(trees, plan)
-    if result == PAGES_OK:
-        result = _advance(trees, plan)
-    if result == PAGES_OK and reads is not None:
-        result = reads.unchanged(&plan.missing)
-    if result == PAGES_OK:
-        change_needs(&plan.change, &plan.bytes, &plan.records)
-        result = pages_ready(&trees.pages, plan.bytes, plan.records)
-        if result == PAGES_LARGE or (result == PAGES_WAIT and plan.waited):
-            # Other writers may take the room again and again: the log's own waiting ends that,
-            # and nobody has the GIL here.
-            result = PAGES_OK
-        plan.waited = result == PAGES_WAIT
-    for number in range(plan.root_count):
-        if result == PAGES_OK and plan.roots[number].delta:
-            result = change_count(&plan.change, plan.roots[number].root, plan.roots[number].delta)
-    if result == PAGES_OK and plan.change.count:
-        result = change_commit(&plan.change)
-        if result == PAGES_MISS:
-            result = PLAN_STALE
-        if result == PAGES_OK:
-            plan.end = trees.pages.commit_end
-            _settle(trees, plan)
-    return result
-
-
-# What Python sees -------------------------------------------------------------------------------
 
 cdef class Changes:
     """Sets and deletions over the trees of one store, none of which is done yet."""
@@ -310,89 +114,99 @@ cdef class Changes:
     cdef int64_t _commit(self, Reads reads, bint durable) except -1:
         cdef plan_t plan
         cdef list keep
-        cdef bint again = True
+        cdef uint32_t stale = 0
+        cdef int64_t effects
+        cdef uint64_t end
         watchers = self.pages.watchers
         memset(&plan, 0, sizeof(plan_t))
         try:
-            while again:
+            while True:
                 keep = []
                 try:
                     self._fill(&plan, keep)
-                    again = self._carry_out(&plan, reads) == PLAN_STALE
-                    if watchers is not None and not again and plan.effects:
-                        watchers.publish(self._events(&plan))
+                    plan.whole = stale >= STALE_MAX
+                    if self._carry_out(&plan, reads) != PLAN_STALE:
+                        if watchers is not None and plan.effects:
+                            watchers.publish(self._events(&plan))
+                        effects, end = <int64_t>plan.effects, plan.end
+                        break
+                    stale += 1
+                    self.pages.restart_count += 1
                 finally:
                     self._release(&plan)
         finally:
             if watchers is not None:
                 watchers.release()
-        if plan.end:
-            self.pages.changed(plan.end, durable)
+        if end:
+            self.pages.changed(end, durable)
         self.close()
-        return <int64_t>plan.effects
+        return effects
 
     cdef int _fill(self, plan_t *plan, list keep) except -1:
         """The dicts as C arrays, sorted; `keep` holds what they point into."""
-        cdef uint64_t at = 0, count = <uint64_t>len(self)
-        cdef uint32_t number = 0, key_max = self.pages.key_max()
-        cdef uint64_t inline_max = self.pages.inline_max(), size
-        cdef bytes key, value
+        cdef uint64_t count = <uint64_t>len(self), bytes_in_all = 0, at
         cdef dict part
-        cdef edit_t *edit
-        memset(plan, 0, sizeof(plan_t))
         change_begin(&plan.change, &self.pages.pages)
-        plan.edits = <edit_t *>calloc(count + 1, sizeof(edit_t))
+        plan.edits = <edit_t *>malloc((count + 1) * sizeof(edit_t))
         plan.runs = <run_t *>malloc((count + 1) * sizeof(run_t))
         plan.roots = <root_edits_t *>calloc(len(self.parts) + 1, sizeof(root_edits_t))
         if plan.edits == NULL or plan.runs == NULL or plan.roots == NULL:
             raise MemoryError("no memory for a batch")
-        plan.count = count
-        large = False
-        for root in sorted(self.parts):
-            part = self.parts[root]
-            plan.roots[number].root = root
-            plan.roots[number].bound, plan.roots[number].pid = self.bounds[root]
-            number += 1
-            for key in self.order(root):
-                value = part[key]
-                keep.append(key)
-                keep.append(value)
-                edit = &plan.edits[at]
-                at += 1
-                edit.root = root
-                edit.key, edit.key_size = PyBytes_AS_STRING(key), <uint32_t>PyBytes_GET_SIZE(key)
-                if edit.key_size > key_max:
-                    raise TooLarge(f"with this buffer_size a key has at most {key_max} bytes, this "
-                                   f"one {edit.key_size}")
-                if value is None:
-                    continue
-                size = <uint64_t>PyBytes_GET_SIZE(value)
-                edit.payload = PyBytes_AS_STRING(value)
-                edit.payload_size = <uint32_t>size
-                if size > inline_max:
-                    large = True
-        plan.root_count = number
-        if large:
-            self._large(plan, keep)
+        for root in self.parts:
+            part = dict(self.parts[root])
+            if part:
+                keep.append(part)
+                self._fill_tree(plan, root, part)
+        self._large(plan, keep)
+        for at in range(plan.count):
+            bytes_in_all += plan.edits[at].key_size + plan.edits[at].payload_size
+        plan.large = 2 * bytes_in_all > (
+            <uint64_t>self.pages.pages.stream.buffer_bytes * self.pages.pages.stream.buffer_count)
+        return 0
+
+    cdef int _fill_tree(self, plan_t *plan, uint32_t root, dict part) except -1:
+        cdef root_edits_t *edits = &plan.roots[plan.root_count]
+        cdef uint32_t key_max = self.pages.key_max()
+        cdef PyObject *key = NULL
+        cdef PyObject *value = NULL
+        cdef Py_ssize_t place = 0
+        cdef edit_t *edit
+        edits.root, edits.first = root, plan.count
+        edits.bound, edits.pid = self.bounds[root]
+        while PyDict_Next(part, &place, &key, &value):
+            edit = &plan.edits[plan.count]
+            memset(edit, 0, sizeof(edit_t))
+            edit.key = PyBytes_AS_STRING(<object>key)
+            edit.key_size = <uint32_t>PyBytes_GET_SIZE(<object>key)
+            edit.root = root
+            if edit.key_size > key_max:
+                raise TooLarge(f"with this buffer_size a key has at most {key_max} bytes, this "
+                               f"one {edit.key_size}")
+            if <object>value is not None:
+                if <uint64_t>PyBytes_GET_SIZE(<object>value) > self.pages.value_size_max:
+                    raise TooLarge(f"a value has at most {self.pages.value_size_max} bytes, this "
+                                   f"one {len(<object>value)}")
+                edit.payload = PyBytes_AS_STRING(<object>value)
+                edit.payload_size = <uint32_t>PyBytes_GET_SIZE(<object>value)
+            plan.count += 1
+        edits.end = plan.count
+        plan.root_count += 1
+        if edits_sort(plan.edits + edits.first, edits.end - edits.first) != 0:
+            raise MemoryError("no memory for a batch")
         return 0
 
     cdef int _large(self, plan_t *plan, list keep) except -1:
         """Write the pages of large values, and put references in their place."""
-        cdef uint64_t at, size, inline_max = self.pages.inline_max()
-        cdef uint32_t part_size = self.pages.part_size, reference_size
+        cdef uint64_t at
+        cdef uint32_t inline_max = self.pages.inline_max(), part_size = self.pages.part_size
+        cdef uint32_t reference_size = 0
         cdef edit_t *edit
         cdef bytes reference
         cdef char *out
         cdef int result
         for at in range(plan.count):
             edit = &plan.edits[at]
-            if edit.payload == NULL:
-                continue
-            size = <uint64_t>PyBytes_GET_SIZE(keep[2 * at + 1])
-            if size > self.pages.value_size_max:
-                raise TooLarge(f"a value has at most {self.pages.value_size_max} bytes, this one "
-                               f"{size}")
-            if size <= inline_max:
+            if edit.payload_size <= inline_max:
                 continue
             reference = bytes(BLOB_REFERENCE_MAX)
             keep.append(reference)
@@ -400,8 +214,8 @@ cdef class Changes:
             result = pages_usable(&self.pages.pages)
             if result == PAGES_OK:
                 with nogil:
-                    result = blob_write(&plan.change, edit.payload, size, part_size, out,
-                                        &reference_size)
+                    result = blob_write(&plan.change, edit.payload, edit.payload_size, part_size,
+                                        out, &reference_size)
             self.pages.raise_result(result, 0)
             edit.payload, edit.payload_size, edit.blob = out, reference_size, RECORD_BLOB()
         return 0
@@ -414,9 +228,12 @@ cdef class Changes:
             result = pages_usable(&pages.pages)
             if result == PAGES_OK:
                 with nogil:
-                    pages_lock(&pages.pages)
-                    result = _try(pages, reads, plan)
-                    pages_unlock(&pages.pages)
+                    result = plan_step(pages, reads, plan)
+                    while result == PAGES_MORE:
+                        usleep(PAUSE_US)
+                        result = plan_step(pages, reads, plan)
+                    if result == PAGES_OK:
+                        plan_tidy(pages, plan)
             if result == PAGES_OK or result == PLAN_STALE:
                 return result
             if result == PAGES_CHANGED:
@@ -433,11 +250,7 @@ cdef class Changes:
                 pages_lock(&self.pages.pages)
                 change_abandon(&plan.change)
                 pages_unlock(&self.pages.pages)
-        fragment_free(&plan.fragment)
-        free(plan.edits)
-        free(plan.runs)
-        free(plan.roots)
-        plan.edits, plan.runs, plan.roots = NULL, NULL, NULL
+        plan_free(plan)
         return 0
 
     cdef list _events(self, const plan_t *plan):

@@ -20,6 +20,9 @@ cdef int change_free(change_t *change, uint64_t pid) noexcept nogil
 cdef int change_root(change_t *change, uint32_t root, const char *name, uint32_t name_size,
                      uint64_t pid) noexcept nogil
 cdef int change_count(change_t *change, uint32_t root, int64_t delta) noexcept nogil
+cdef int change_hold(change_t *change, uint64_t pid) noexcept nogil
+cdef int change_append(change_t *change, uint64_t bytes) noexcept nogil
+cdef void change_cut(change_t *change, uint32_t count) noexcept nogil
 cdef void change_needs(change_t *change, uint64_t *bytes, uint32_t *records) noexcept nogil
 cdef int change_commit(change_t *change) noexcept nogil
 cdef void change_abandon(change_t *change) noexcept nogil

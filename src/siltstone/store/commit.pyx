@@ -20,8 +20,9 @@ from siltstone.store.resident cimport entry_set_node
 from siltstone.store.roots cimport root_count_add, root_set, roots_reach
 from siltstone.store.state cimport (KIND_BASE, KIND_FREE, KIND_LINK, KIND_ROOT, LINKS_MAX,
                                     MARK_COMMIT, NOTE_SIZE, PAGES_ABSENT, PAGES_LOG, PAGES_MISS,
-                                    PAGES_OK, PAGE_FREE, PAGE_LIVE, PAGE_RESERVED, ROOT_NAME_MAX,
-                                    WORD_NOTE, change_item_t, change_t, entry_t, pages_t, place_t)
+                                    PAGES_MORE, PAGES_OK, PAGE_FREE, PAGE_LIVE, PAGE_RESERVED,
+                                    ROOT_NAME_MAX, WORD_NOTE, change_item_t, change_t, entry_t,
+                                    pages_t, place_t)
 from siltstone.store.table cimport (block_of, block_touch, entry_adopt_places, entry_forget_places,
                                     entry_push, entry_room, page_entry, places_dead, scratch_room,
                                     table_allocate, table_freed, table_unreserve)
@@ -34,6 +35,7 @@ cdef enum item_kind_t:
     ITEM_IMAGE = 4          # written already
     ITEM_FREE = 5
     ITEM_ROOT = 6
+    ITEM_HOLD = 7           # only: stay in memory
 
 cdef enum:
     PLACES_HARD_MAX = 60000
@@ -268,6 +270,17 @@ cdef int change_link(change_t *change, uint64_t pid, const part_t *parts,
     return PAGES_OK
 
 
+cdef int change_hold(change_t *change, uint64_t pid) noexcept nogil:
+    cdef entry_t *entry = NULL
+    cdef int result = live_entry(change.pages, pid, &entry)
+    if result == PAGES_OK and item_add(change, ITEM_HOLD, pid) == NULL:
+        result = -ENOMEM
+    if result == PAGES_OK:
+        entry.busy += 1
+        block_of(change.pages, pid).resident += 1
+    return result
+
+
 cdef int change_image(change_t *change, uint64_t pid, const part_t *parts,
                       uint32_t count) noexcept nogil:
     cdef change_item_t *item = item_add(change, ITEM_IMAGE, pid)
@@ -331,8 +344,9 @@ cdef int change_count(change_t *change, uint32_t root, int64_t delta) noexcept n
 
 
 cdef void change_needs(change_t *change, uint64_t *bytes, uint32_t *records) noexcept nogil:
-    bytes[0] = change.bytes + 32 * <uint64_t>change.count + change.note_count * NOTE_SIZE
-    records[0] = change.count + 1
+    cdef uint32_t left = change.count - change.appended
+    bytes[0] = change.bytes + 32 * <uint64_t>left + change.note_count * NOTE_SIZE
+    records[0] = left + 1
 
 
 # Committing --------------------------------------------------------------------------------------
@@ -343,7 +357,7 @@ cdef int prepare_item(pages_t *pages, change_item_t *item) noexcept nogil:
     cdef int result
     if item.kind == ITEM_ROOT:
         return roots_reach(pages, item.root)
-    if item.kind == ITEM_NEW:
+    if item.kind == ITEM_NEW or item.kind == ITEM_HOLD:
         return PAGES_OK
     entry = page_entry(pages, item.pid)
     if entry == NULL:
@@ -367,8 +381,8 @@ cdef int append_item(pages_t *pages, change_t *change, change_item_t *item) noex
     cdef char header[16]
     cdef uint32_t size
     cdef part_t parts[2]
-    if item.kind == ITEM_NEW or item.kind == ITEM_IMAGE:
-        return PAGES_OK
+    if item.kind == ITEM_NEW or item.kind == ITEM_HOLD or item.places != NULL:
+        return PAGES_OK         # nothing to say, or said
     if item.kind == ITEM_BASE:
         return append_node(pages, &change.group, KIND_BASE, item.pid, item.node, change.flags,
                            &item.places, &item.place_count)
@@ -393,6 +407,32 @@ cdef int append_item(pages_t *pages, change_t *change, change_item_t *item) noex
     if <int>size != PAGES_OK:
         item.place_count = 0
     return <int>size
+
+
+cdef int change_append(change_t *change, uint64_t bytes) noexcept nogil:
+    cdef pages_t *pages = change.pages
+    cdef change_item_t *item
+    cdef uint64_t size
+    cdef bint some = False
+    cdef int result
+    while change.appended < change.count:
+        item = &change.items[change.appended]
+        size = 0
+        if item.kind == ITEM_LINK:
+            size = item.size
+        elif item.kind == ITEM_BASE:
+            size = pages.ops.image_size(pages.context, item.node)
+        if size > bytes and some:
+            return PAGES_MORE
+        if size:
+            result = append_item(pages, change, item)
+            if result != PAGES_OK:
+                return result
+            bytes -= size if size < bytes else bytes
+            change.bytes -= size
+            some = True
+        change.appended += 1
+    return PAGES_OK
 
 
 cdef int append_mark(pages_t *pages, change_t *change) noexcept nogil:
@@ -454,7 +494,7 @@ cdef void install(pages_t *pages, change_t *change) noexcept nogil:
             places_dead(pages, item.places, item.place_count)
             root_set(pages, item.root, item.data, <uint32_t>item.size, item.pid)
             item.data = NULL
-        elif item.kind != ITEM_NEW:
+        elif item.kind != ITEM_NEW and item.kind != ITEM_HOLD:
             install_page(pages, item)
     for number in range(change.note_count):
         memcpy(&root, change.notes + number * NOTE_SIZE, 4)
@@ -462,17 +502,17 @@ cdef void install(pages_t *pages, change_t *change) noexcept nogil:
         root_count_add(pages, root, delta)
 
 
-cdef void settle(change_t *change) noexcept nogil:
-    """Give back what the set holds; places of what was not installed are dead by now."""
+cdef void settle_items(change_t *change, uint32_t first) noexcept nogil:
+    """Give back what the items from `first` on hold."""
     cdef pages_t *pages = change.pages
     cdef change_item_t *item
     cdef entry_t *entry
     cdef uint32_t number
-    for number in range(change.count):
+    for number in range(first, change.count):
         item = &change.items[number]
         if item.kind == ITEM_NEW:
             table_unreserve(pages, item.pid)
-        elif item.kind == ITEM_LINK:
+        elif item.kind == ITEM_LINK or item.kind == ITEM_HOLD:
             entry = page_entry(pages, item.pid)     # it was busy: it is still there
             entry.busy -= 1
             block_of(pages, item.pid).resident -= 1
@@ -480,6 +520,27 @@ cdef void settle(change_t *change) noexcept nogil:
             pages.ops.release(pages.context, item.node)
         free(item.data)
         free(item.places)
+    change.count = first
+
+
+cdef void change_cut(change_t *change, uint32_t count) noexcept nogil:
+    cdef change_item_t *item
+    cdef uint32_t number
+    for number in range(count, change.count):
+        item = &change.items[number]
+        if item.kind == ITEM_LINK:
+            change.bytes -= item.size
+        elif item.kind == ITEM_ROOT:
+            change.bytes -= 16 + item.size
+        elif item.kind == ITEM_BASE:
+            change.bytes -= change.pages.ops.image_size(change.pages.context, item.node)
+    settle_items(change, count)
+
+
+cdef void settle(change_t *change) noexcept nogil:
+    """Give back what the set holds; places of what was not installed are dead by now."""
+    cdef pages_t *pages = change.pages
+    settle_items(change, 0)
     free(change.items)
     free(change.notes)
     memset(change, 0, sizeof(change_t))

@@ -1,5 +1,5 @@
 """From a tree's root to a leaf, under the lock of the pages. See descent.pyx."""
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_t,
                                    prefetch)
@@ -25,6 +25,10 @@ cdef struct path_t:
 # PAGES_OK, MISS, ABSENT, TOO_OLD, TREE_BROKEN. `snapshot` NULL: the present.
 cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, uint32_t size,
                    const snapshot_t *snapshot, bint scan, path_t *path) noexcept nogil
+
+# The present path to the inner page of `level` below which `key` belongs, which is its last node.
+cdef int path_inner(pages_t *pages, uint64_t root, uint8_t level, const char *key, uint32_t size,
+                    path_t *path) noexcept nogil
 
 cdef inline node_t *path_leaf(const path_t *path) noexcept nogil:
     return path.nodes[path.depth - 1]

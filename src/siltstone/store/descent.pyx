@@ -5,7 +5,7 @@ inner page is one level above its children, and the root's pid stays the same fo
 There are no links between leaves: who goes on to the next one descends again with the key that
 bounds this one. Nothing here waits, reads a device or changes anything.
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_search,
                                    node_t, prefetch)
@@ -21,6 +21,28 @@ cdef inline uint32_t _child(const node_t *node, seek_t seek, const char *key,
     if seek == SEEK_LAST:
         return node.count - 1
     return node_search(node, key, size, &found) - 1
+
+
+cdef int path_inner(pages_t *pages, uint64_t root, uint8_t level, const char *key, uint32_t size,
+                    path_t *path) noexcept nogil:
+    cdef uint64_t pid = root
+    cdef node_t *node = NULL
+    cdef uint32_t depth, expected = 0
+    cdef int result
+    for depth in range(DEPTH_MAX):
+        path.pids[depth] = path.missing = pid
+        path.depth = depth + 1
+        result = page_get(pages, pid, NULL, False, <char **>&node, &path.stamp)
+        if result != PAGES_OK:
+            return TREE_BROKEN if result == PAGES_ABSENT and depth else result
+        path.nodes[depth] = node
+        if node.kind != PAGE_INNER or node.level < level or (depth and node.level != expected):
+            return TREE_BROKEN
+        if node.level == level:
+            return PAGES_OK
+        path.indexes[depth] = node_descend(node, key, size)
+        pid, expected = node_child(node, path.indexes[depth]), node.level - 1
+    return TREE_BROKEN
 
 
 cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, uint32_t size,

@@ -23,17 +23,18 @@ from siltstone.log.ordered_log cimport OrderedLog
 from siltstone.log.workers cimport pool_t, pthread_mutex_t
 # Engines cimport all of these from here.
 from siltstone.store.append cimport append_ready, append_wait, pages_fragment_max
-from siltstone.store.commit cimport (change_abandon, change_allocate, change_base, change_begin,
-                                     change_commit, change_count, change_free, change_image,
-                                     change_link, change_needs, change_root, page_writable,
-                                     pages_link, pages_link_only)
+from siltstone.store.commit cimport (change_abandon, change_allocate, change_append, change_base,
+                                     change_begin, change_commit, change_count, change_cut,
+                                     change_free, change_hold, change_image, change_link,
+                                     change_needs, change_root, page_writable, pages_link,
+                                     pages_link_only)
 from siltstone.store.resident cimport (page_get, page_resized, pages_evict, pages_load,
                                        pages_load_many)
 from siltstone.store.roots cimport pages_generate_id, pages_root_find, pages_root_unused
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_ABSENT, PAGES_CLOSED,
                                     PAGES_CORRUPT, PAGES_FORKED, PAGES_LARGE, PAGES_LOG,
-                                    PAGES_MISS, PAGES_OK, PAGES_TOO_OLD, PAGES_WAIT, PAGE_FREE,
-                                    PAGE_LIVE, PAGE_RESERVED, PAGE_UNUSED, PID_FIRST,
+                                    PAGES_MISS, PAGES_MORE, PAGES_OK, PAGES_TOO_OLD, PAGES_WAIT,
+                                    PAGE_FREE, PAGE_LIVE, PAGE_RESERVED, PAGE_UNUSED, PID_FIRST,
                                     ROOT_NAME_MAX, block_t, change_item_t, change_t, entry_t,
                                     page_ops_t, pages_counters_t, pages_t, place_t, root_t,
                                     snapshot_t, version_t)
@@ -134,6 +135,13 @@ cdef int pages_wait_ready(pages_t *pages, uint64_t bytes, uint32_t records) noex
 #     int change_root(change_t *change, uint32_t root, const char *name, uint32_t name_size,
 #                          uint64_t pid)       # pid 0: the root is given up
 #     int change_count(change_t *change, uint32_t root, int64_t delta)
+# Keep a page in memory, and its entry, until the set ends.
+#     int change_hold(change_t *change, uint64_t pid)                 # under the lock
+# Append `bytes` of the bases and links now, before the commit, so that a set that is larger than
+# the buffers can wait for room outside of the lock. PAGES_MORE: there is more; PAGES_LOG + ...
+#     int change_append(change_t *change, uint64_t bytes)             # under the lock
+# Give back all items but the first `count`, none of which may have been appended.
+#     void change_cut(change_t *change, uint32_t count)               # under the lock
 # What to ask pages_ready() for.
 #     void change_needs(change_t *change, uint64_t *bytes, uint32_t *records)
 # Append all, then install all. OK; or nothing happened and the change is abandoned: MISS (a page

@@ -5,10 +5,7 @@ after. It follows the change that made it necessary in the same hold of the lock
 done then (no room in the log, a neighbour is not in memory), the page stays too large or too small
 until its next change; only speed suffers.
 
-A split keeps the left part under its pid, by a short fragment that cuts it, and writes the others
-as new pages. A root that splits moves down into new pages and becomes their parent, and a root
-with one child becomes that child: so its pid never changes. Separators between leaves are the
-shortest keys that do.
+How pages split is growth.pyx's. A root with one child becomes that child: its pid never changes.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
@@ -17,20 +14,18 @@ from libc.string cimport memset
 from siltstone.log.log cimport part_t
 from siltstone.store.image cimport fragment_add, fragment_free, fragment_t
 from siltstone.store.blob cimport blob_free
-from siltstone.store.descent cimport SEEK_AT, TREE_BROKEN, path_find, path_t
-from siltstone.store.page cimport (CHANGE_CUT, CHANGE_DELETE, CHANGE_SET, KEY_SIZE_MAX, PAGE_INNER,
-                                   PAGE_LEAF, PAGE_OK, PID_SIZE, RECORD_BLOB, WORD_SIZE,
-                                   node_child, node_copy, node_free, node_image_size, node_join,
-                                   node_key, node_new, node_record, node_root, node_separator,
-                                   node_set, node_slice, node_split_point, node_t, record_word,
-                                   word_key_size, word_payload_size)
-from siltstone.store.pagecache cimport (PAGES_MISS, PAGES_OK, change_abandon, change_allocate,
-                                        change_base, change_begin, change_commit, change_free,
-                                        change_link, change_needs, change_t, entry_t, page_entry,
-                                        pages_fragment_max, pages_ready, pages_t)
-
-cdef enum:
-    PIECES_MAX = 64             # of one split; the last may be too large, until its next change
+from siltstone.store.descent cimport SEEK_AT, TREE_BROKEN, path_find, path_pid, path_t
+from siltstone.store.growth cimport (page_grow, parents_grow, root_grow, sprouts_free,
+                                     sprouts_t)
+from siltstone.store.page cimport (CHANGE_DELETE, CHANGE_SET, KEY_SIZE_MAX, PAGE_INNER, PAGE_LEAF,
+                                   PAGE_OK, PID_SIZE, RECORD_BLOB, WORD_SIZE, node_child,
+                                   node_copy, node_free, node_image_size, node_join, node_key,
+                                   node_new, node_record, node_t, record_word, word_key_size,
+                                   word_payload_size)
+from siltstone.store.pagecache cimport (PAGES_MISS, PAGES_OK, change_abandon, change_base,
+                                        change_begin, change_commit, change_free, change_link,
+                                        change_needs, change_t, entry_t, page_entry, pages_ready,
+                                        pages_t)
 
 cdef struct work_t:             # of one step
     change_t change
@@ -83,104 +78,22 @@ cdef int _base(work_t *work, uint64_t pid, node_t *node) noexcept nogil:
 
 # Splitting --------------------------------------------------------------------------------------
 
-cdef uint32_t _separator(work_t *work, const node_t *node, uint32_t at) noexcept nogil:
-    if node.kind == PAGE_LEAF:
-        return node_separator(node, at, work.key)
-    return node_key(node, at, work.key)
-
-
-cdef uint32_t _cuts(const node_t *node, uint32_t page_size, bint appended,
-                    uint32_t *cuts) noexcept nogil:
-    # Where the pieces begin, but for the first.
-    cdef uint32_t size = node_image_size(node), count = 0, at = 0, wanted
-    if size > 2 * page_size:
-        wanted = page_size // 4 * 3
-    else:
-        wanted = size // 2
-    if appended:
-        wanted = page_size // 10 * 9
-    while count < PIECES_MAX - 1:
-        at = node_split_point(node, at, wanted)
-        if at + (2 if node.kind == PAGE_INNER else 1) > node.count:
-            break
-        cuts[count] = at
-        count += 1
-        size -= wanted if size > wanted else size
-        if at + 1 >= node.count or size <= page_size:
-            break
-    return count
-
-
-cdef int _add_pieces(work_t *work, const node_t *node, const uint32_t *cuts, uint32_t count,
-                     uint64_t parent) noexcept nogil:
-    # New pages for all pieces but the first, and their entries in the fragment for `parent`.
-    cdef uint32_t number, end, size
-    cdef uint64_t pid = 0
-    cdef int result
-    for number in range(count):
-        end = cuts[number + 1] if number + 1 < count else node.count
-        result = change_allocate(&work.change, &pid)
-        if result == PAGES_OK:
-            result = _base(work, pid, node_slice(node, cuts[number], end, 0))
-        if result != PAGES_OK:
-            return result
-        size = _separator(work, node, cuts[number])
-        if work.fragment.size + size + 64 > pages_fragment_max(work.change.pages):
-            result = _link(work, parent)
-            if result != PAGES_OK:
-                return result
-        if fragment_add(&work.fragment, CHANGE_SET, work.key, size, <char *>&pid, PID_SIZE,
-                        0) != PAGE_OK:
-            return -ENOMEM
-    return PAGES_OK
-
-
-cdef int _split(pages_t *pages, uint64_t pid, uint64_t parent, const node_t *node,
-                const uint32_t *cuts, uint32_t count) noexcept nogil:
+cdef int _split(pages_t *pages, path_t *path, uint32_t page_size, bint appended) noexcept nogil:
+    # The leaf, and whatever above it has no room for what comes of that.
     cdef work_t work
-    cdef uint32_t size
+    cdef sprouts_t sprouts
+    cdef node_t *leaf = node_copy(path.nodes[path.depth - 1])
     cdef int result
     _begin(&work, pages)
-    result = _add_pieces(&work, node, cuts, count, parent)
-    if result == PAGES_OK:
-        result = _link(&work, parent)
-    if result == PAGES_OK:
-        size = _separator(&work, node, cuts[0])
-        result = -ENOMEM
-        if fragment_add(&work.fragment, CHANGE_CUT, work.key, size, NULL, 0, 0) == PAGE_OK:
-            result = _link(&work, pid)
-    return _finish(&work, pages, result)
-
-
-cdef int _split_root(pages_t *pages, uint64_t root, const node_t *node, const uint32_t *cuts,
-                     uint32_t count) noexcept nogil:
-    cdef work_t work
-    cdef node_t *made = NULL
-    cdef uint32_t number, end, size
-    cdef uint64_t pid = 0
-    cdef int result = PAGES_OK
-    _begin(&work, pages)
-    for number in range(count + 1):
-        end = cuts[number] if number < count else node.count
-        result = change_allocate(&work.change, &pid)
-        if result == PAGES_OK:
-            result = _base(&work, pid,
-                           node_slice(node, cuts[number - 1] if number else 0, end, 0))
-        if result != PAGES_OK:
-            break
-        if number == 0:
-            made = node_root(pid, node.level + 1)
-            result = PAGES_OK if made != NULL else -ENOMEM
-        else:
-            size = _separator(&work, node, cuts[number - 1])
-            if node_set(&made, work.key, size, <char *>&pid, PID_SIZE, 0) != PAGE_OK:
-                result = -ENOMEM
-        if result != PAGES_OK:
-            break
-    if result == PAGES_OK:
-        result = _base(&work, root, made)
+    memset(&sprouts, 0, sizeof(sprouts_t))
+    if path.depth == 1:
+        result = root_grow(&work.change, path.pids[0], leaf, NULL, 0, page_size, appended, True)
     else:
-        node_free(made)
+        result = page_grow(&work.change, path_pid(path), leaf, NULL, 0, page_size, appended, True,
+                           &sprouts)
+    if result == PAGES_OK:
+        result = parents_grow(&work.change, path.pids[0], &sprouts, page_size, &path.missing)
+    sprouts_free(&sprouts)
     return _finish(&work, pages, result)
 
 
@@ -312,28 +225,22 @@ cdef int _shrink(pages_t *pages, path_t *path, uint32_t *depth, uint32_t page_si
 
 cdef int tree_reshape(pages_t *pages, path_t *path, uint32_t page_size,
                       bint appended) noexcept nogil:
-    cdef uint32_t depth = path.depth - 1, count = 0
-    cdef uint32_t cuts[PIECES_MAX]
-    cdef node_t *node
+    cdef uint32_t depth = path.depth - 1
+    cdef node_t *node = _node(pages, path.pids[depth])
     cdef bint changed = True
     cdef int result = PAGES_OK
-    while result == PAGES_OK and changed:
+    if node == NULL:
+        return PAGES_MISS
+    if node_image_size(node) > page_size:
+        path.nodes[depth] = node
+        return _split(pages, path, page_size, appended) if node.count > 1 else PAGES_OK
+    while result == PAGES_OK and changed and depth > 0:
         node = _node(pages, path.pids[depth])
         if node == NULL:
             return PAGES_MISS
         changed = False
-        if node_image_size(node) > page_size and node.count > (
-                3 if node.kind == PAGE_INNER else 1):
-            count = _cuts(node, page_size, appended, cuts)
-            if count and depth == 0:
-                return _split_root(pages, path.pids[0], node, cuts, count)
-            if count:
-                result = _split(pages, path.pids[depth], path.pids[depth - 1], node, cuts, count)
-                changed = True
-        elif depth > 0 and (node_image_size(node) < page_size // 4 or node.count == 0):
+        if node_image_size(node) < page_size // 4 or node.count == 0:
             result = _shrink(pages, path, &depth, page_size, &changed)
-        if depth == 0:
-            break
         depth -= 1
     if result == PAGES_OK:
         node = _node(pages, path.pids[0])

@@ -16,6 +16,7 @@ cdef enum pages_result_t:
     PAGES_TOO_OLD = 5       # the snapshot was given up: over `snapshot_bytes_max`
     PAGES_CLOSED = 6
     PAGES_FORKED = 7
+    PAGES_MORE = 9          # a part of it is done
     PAGES_CORRUPT = 8       # a record or image fails its check; pages.bad_position says which
     PAGES_LOG = 100         # + a result of the log (log.pxd): 100 + LOG_FAILED is "read-only now"
 
@@ -230,7 +231,8 @@ cdef struct change_t:
     change_item_t *items
     uint32_t count
     uint32_t capacity
-    uint64_t bytes                  # that appending will take, about
+    uint32_t appended               # items so far are in the log already
+    uint64_t bytes                  # that appending the others will take, about
     uint32_t flags                  # ORDERED_URGENT: may use the segments kept for making room
     group_t group
     char *notes                     # (root id, difference) pairs

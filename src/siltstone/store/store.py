@@ -274,6 +274,7 @@ class Store(Tree):
         return found | {
             "unsynced_bytes": log.end - log.stable_position,
             "conflicts": self._pages.conflict_count,
+            "restarts": self._pages.restart_count,
             "records": len(self),
         }
 

@@ -29,6 +29,7 @@ cdef class TreePages(Pages):
     cdef generation_t *generations          # guarded by pages.lock; covers every root id in use
     cdef uint32_t generation_count
     cdef readonly uint64_t conflict_count     # transactions that had to be refused
+    cdef readonly uint64_t restart_count      # commits that began anew: others changed their pages
     cdef readonly dict mergers              # (root id, generation): function
     cdef uint32_t inline_max(self) noexcept nogil
     cdef uint32_t key_max(self) noexcept nogil

@@ -8,6 +8,7 @@ class TreePages(Pages):
     part_size: int
     value_size_max: int
     conflict_count: int
+    restart_count: int
     mergers: dict[tuple[int, int], Callable[[bytes, bytes | None, Any], bytes | None] | None]
     def __init__(self, *_: object, **__: object) -> None: ...
     def tree_names(self, snapshot: Snapshot | None = None) -> list[str]: ...

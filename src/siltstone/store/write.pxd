@@ -28,5 +28,6 @@ cdef struct write_t:
 # then zeroed (change.items == NULL).
 cdef int tree_write(pages_t *pages, write_t *write) noexcept nogil
 # Leaves that are too large, or small enough to go, are seen to. For who changed them by himself.
-cdef void leaf_settle(pages_t *pages, path_t *path, uint32_t page_size, bint appended,
-                      bint deleted) noexcept nogil
+# PAGES_OK, or why it could not be done.
+cdef int leaf_settle(pages_t *pages, path_t *path, uint32_t page_size, bint appended,
+                     bint deleted) noexcept nogil

@@ -25,15 +25,16 @@ cdef enum:
     RECORD_MORE = 64            # of a record beside its content, about
 
 
-cdef void leaf_settle(pages_t *pages, path_t *path, uint32_t page_size, bint appended,
-                      bint deleted) noexcept nogil:
+cdef int leaf_settle(pages_t *pages, path_t *path, uint32_t page_size, bint appended,
+                     bint deleted) noexcept nogil:
     cdef entry_t *entry = page_entry(pages, path_pid(path))
     cdef uint32_t size
     if entry == NULL or entry.node == NULL:
-        return
+        return PAGES_OK
     size = node_image_size(<node_t *>entry.node)
     if size > page_size or (deleted and path.depth > 1 and size < page_size // 4):
-        tree_reshape(pages, path, page_size, appended)
+        return tree_reshape(pages, path, page_size, appended)
+    return PAGES_OK
 
 
 cdef void _parts(const write_t *write, char *header, part_t *parts) noexcept nogil:

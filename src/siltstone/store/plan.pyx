@@ -1,0 +1,353 @@
+"""How a set of edits becomes one commit.
+
+Step by step, each a short hold of the lock: edits are cut into runs that belong to one leaf, and
+what becomes of the leaf is prepared: a fragment, or, when it would grow too large, or when that
+costs no more, new pages. Nothing changes for others. A run of very many edits is worked on without
+the lock, on a copy. What is larger than the write buffers is appended as room comes, waiting
+without the lock. In the last hold, if every leaf is still what it was and nothing that was read
+has changed, the pages above the new ones are dealt with, and all of it counts at once.
+
+If a leaf was changed meanwhile all begins anew; who asks for `whole` gets it done in one hold.
+"""
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from siltstone.log.log cimport part_t
+from siltstone.store.blob cimport blob_free
+from siltstone.store.descent cimport (SEEK_AT, path_find, path_leaf, path_pid, path_t,
+                                      path_upper)
+from siltstone.store.edits cimport edits_grown
+from siltstone.store.growth cimport page_grow, parents_grow, root_grow, sprouts_free
+from siltstone.store.image cimport fragment_add, fragment_free
+from siltstone.store.page cimport (CHANGE_DELETE, CHANGE_HEADER_SIZE, CHANGE_SET, KEY_SIZE_MAX,
+                                   PAGE_OK, RECORD_BLOB, WORD_SIZE, compare_keys, node_copy,
+                                   node_free, node_key, node_record, node_search, node_t,
+                                   record_word, word_bytes, word_key_size, word_payload_size)
+from siltstone.store.pagecache cimport (PAGES_LARGE, PAGES_MISS, PAGES_MORE, PAGES_OK, PAGES_WAIT,
+                                        change_append, change_commit, change_count, change_cut,
+                                        change_hold, change_link, change_needs, entry_t,
+                                        page_entry, pages_fragment_max, pages_lock, pages_ready,
+                                        pages_t, pages_unlock, pages_wait_ready)
+from siltstone.store.write cimport leaf_settle
+
+cdef enum:
+    STEP_EDITS = 1024           # in one hold of the lock: about half a millisecond
+
+
+# Leaves -----------------------------------------------------------------------------------------
+
+cdef uint64_t _run_end(const plan_t *plan, uint64_t first, uint64_t count, const path_t *path,
+                       char *fence) noexcept nogil:
+    # The first edit that is not for this leaf any more.
+    cdef int depth = path_upper(path)
+    cdef uint32_t size
+    cdef uint64_t at = first + 1
+    if depth < 0:
+        return count
+    size = node_key(path.nodes[depth], path.indexes[depth] + 1, fence)
+    while at < count and compare_keys(plan.edits[at].key, plan.edits[at].key_size, fence,
+                                      size) < 0:
+        at += 1
+    return at
+
+
+cdef int _free_blob(plan_t *plan, const char *record, bint locked) noexcept nogil:
+    cdef uint32_t word = record_word(record)
+    cdef int result
+    if not locked:
+        pages_lock(plan.change.pages)
+    result = blob_free(&plan.change, record + WORD_SIZE + word_key_size(word),
+                       word_payload_size(word), &plan.missing)
+    if not locked:
+        pages_unlock(plan.change.pages)
+    return result
+
+
+cdef int _look(plan_t *plan, run_t *run, const node_t *leaf, bint locked,
+               bint *appended) noexcept nogil:
+    # What each edit of a run meets, and what is freed with it. Nothing is added unless all is.
+    cdef uint32_t before = plan.change.count, index
+    cdef int64_t delta = 0
+    cdef uint64_t at, effects = 0
+    cdef edit_t *edit
+    cdef const char *record
+    cdef bint found
+    cdef int result
+    run.deleted = 0
+    for at in range(run.first, run.end):
+        edit = &plan.edits[at]
+        index = node_search(leaf, edit.key, edit.key_size, &found)
+        if at == run.first:
+            appended[0] = index == leaf.count and leaf.count > 0
+        edit.effect = found or edit.payload != NULL
+        effects += edit.effect
+        edit.before = 0
+        if edit.payload == NULL:
+            delta -= found
+            run.deleted |= found
+        else:
+            delta += not found
+        if not found:
+            continue
+        record = node_record(leaf, index)
+        edit.before = word_bytes(record_word(record))
+        if record_word(record) & RECORD_BLOB():
+            result = _free_blob(plan, record, locked)
+            if result != PAGES_OK:
+                plan.change.count = before      # what was added owns nothing
+                return result
+    plan.roots[run.root].delta += delta
+    plan.effects += effects
+    return PAGES_OK
+
+
+cdef int _link_run(plan_t *plan, const run_t *run) noexcept nogil:
+    # One fragment of all edits of a run; more, if it is too large for one.
+    cdef uint32_t room = pages_fragment_max(plan.change.pages)
+    cdef part_t part
+    cdef uint64_t at
+    cdef edit_t *edit
+    cdef int result = PAGES_OK
+    plan.fragment.size = 0
+    for at in range(run.first, run.end + 1):
+        edit = &plan.edits[at] if at < run.end else NULL
+        if plan.fragment.size and (edit == NULL or (
+                plan.fragment.size + CHANGE_HEADER_SIZE + edit.key_size + edit.payload_size
+                > room)):
+            part.data, part.size = plan.fragment.data, plan.fragment.size
+            result = change_link(&plan.change, run.pid, &part, 1)
+            if result != PAGES_OK:
+                return result
+            plan.fragment.size = 0
+        if edit == NULL or not edit.effect:
+            continue
+        if fragment_add(&plan.fragment, CHANGE_DELETE if edit.payload == NULL else CHANGE_SET,
+                        edit.key, edit.key_size, edit.payload, edit.payload_size,
+                        edit.blob) != PAGE_OK:
+            return -ENOMEM
+    return PAGES_OK
+
+
+cdef bint _fits(plan_t *plan, const run_t *run, const node_t *leaf,
+                uint32_t page_size) noexcept nogil:
+    # Whether a fragment is the cheaper way, and the page stays one.
+    cdef const entry_t *entry = page_entry(plan.change.pages, run.pid)
+    cdef uint64_t size = edits_grown(leaf, plan.edits + run.first, run.end - run.first)
+    cdef uint64_t bytes = 0, at
+    if size > page_size:
+        return False
+    for at in range(run.first, run.end):
+        if plan.edits[at].effect:
+            bytes += CHANGE_HEADER_SIZE + plan.edits[at].key_size + plan.edits[at].payload_size
+    # what follows the base must be read with it, and is written again when it outgrows it
+    return bytes == 0 or entry.link_bytes + bytes <= (
+        entry.first.bytes if entry.first.bytes > 512 else 512)
+
+
+cdef int _grow_run(plan_t *plan, const run_t *run, node_t *copy, bint is_root, bint appended,
+                   uint32_t page_size, bint locked) noexcept nogil:
+    cdef const edit_t *edits = plan.edits + run.first
+    if is_root:
+        return root_grow(&plan.change, run.pid, copy, edits, run.end - run.first, page_size,
+                         appended, locked)
+    return page_grow(&plan.change, run.pid, copy, edits, run.end - run.first, page_size, appended,
+                     locked, &plan.roots[run.root].sprouts)
+
+
+cdef int _deal(TreePages trees, plan_t *plan, run_t *run, const path_t *path) noexcept nogil:
+    # Prepare what becomes of the leaf. The lock is given back meanwhile if there is much to do.
+    cdef node_t *leaf = path_leaf(path)
+    cdef bint is_root = path.depth == 1, appended = False
+    cdef int result
+    if plan.whole or run.end - run.first <= STEP_EDITS:
+        result = _look(plan, run, leaf, True, &appended)
+        if result != PAGES_OK:
+            return result
+        result = change_hold(&plan.change, run.pid)
+        if result != PAGES_OK:
+            return result
+        if _fits(plan, run, leaf, trees.page_size):
+            return _link_run(plan, run)
+        return _grow_run(plan, run, node_copy(leaf), is_root, appended, trees.page_size, True)
+    result = change_hold(&plan.change, run.pid)
+    leaf = node_copy(leaf)
+    if result == PAGES_OK and leaf == NULL:
+        result = -ENOMEM
+    if result != PAGES_OK:
+        node_free(leaf)
+        return result
+    pages_unlock(&trees.pages)
+    result = _look(plan, run, leaf, False, &appended)
+    if result == PAGES_OK:
+        result = _grow_run(plan, run, leaf, is_root, appended, trees.page_size, False)
+    else:
+        node_free(leaf)
+    pages_lock(&trees.pages)
+    return result
+
+
+cdef int _bound(TreePages trees, const plan_t *plan) noexcept nogil:
+    cdef uint32_t number
+    for number in range(plan.root_count):
+        if trees.generation(plan.roots[number].root).bound != plan.roots[number].bound:
+            return PLAN_DROPPED
+    return PAGES_OK
+
+
+cdef int _advance(TreePages trees, plan_t *plan) noexcept nogil:
+    # Deal with the edits behind those of the last run, or with some of them.
+    cdef path_t path
+    cdef char fence[KEY_SIZE_MAX]
+    cdef uint64_t begun = plan.runs[plan.run_count - 1].end if plan.run_count else 0
+    cdef uint64_t first = begun
+    cdef uint32_t number = 0
+    cdef root_edits_t *root
+    cdef run_t *run
+    cdef int result
+    while first < plan.count:
+        if first - begun >= STEP_EDITS and not plan.whole:
+            return PAGES_MORE
+        while plan.roots[number].end <= first:
+            number += 1
+        root = &plan.roots[number]
+        result = path_find(&trees.pages, root.pid, SEEK_AT, plan.edits[first].key,
+                           plan.edits[first].key_size, NULL, False, &path)
+        plan.missing = path.missing
+        if result != PAGES_OK:
+            return result
+        run = &plan.runs[plan.run_count]
+        run.pid, run.stamp, run.first, run.root = path_pid(&path), path.stamp, first, number
+        run.end = _run_end(plan, first, root.end, &path, fence)
+        result = _deal(trees, plan, run, &path)
+        if result != PAGES_OK:
+            return result
+        plan.run_count += 1
+        first = run.end
+    plan.leaf_items = plan.change.count
+    return PAGES_OK
+
+
+# The commit -------------------------------------------------------------------------------------
+
+cdef int _room(TreePages trees, plan_t *plan, uint64_t bytes, uint32_t records) noexcept nogil:
+    # OK or WAIT. Other writers may take the room again and again, and what is larger than all
+    # buffers never finds it: then the log's own waiting helps. Nobody has the GIL here.
+    cdef int result
+    plan.bytes, plan.records = bytes, records
+    result = pages_ready(&trees.pages, bytes, records)
+    if result == PAGES_LARGE or (result == PAGES_WAIT and plan.waited):
+        result = PAGES_OK
+    plan.waited = result == PAGES_WAIT
+    return result
+
+
+cdef int _append(TreePages trees, plan_t *plan) noexcept nogil:
+    # Some of what will be committed, long before.
+    cdef uint64_t bytes = trees.pages.stream.buffer_bytes // 2
+    cdef int result
+    if plan.whole or not plan.large or plan.change.appended == plan.leaf_items:
+        return PAGES_OK
+    result = _room(trees, plan, bytes, <uint32_t>(bytes // 1024))
+    if result == PAGES_OK:
+        result = change_append(&plan.change, bytes)
+    if result == PAGES_OK:
+        result = PAGES_MORE     # the commit is a step of its own
+    return result
+
+
+cdef int _still(TreePages trees, plan_t *plan) noexcept nogil:
+    # Whether leaves are what they were when the lock was given back.
+    cdef uint64_t number
+    cdef entry_t *entry
+    for number in range(plan.run_count):
+        entry = page_entry(&trees.pages, plan.runs[number].pid)
+        if entry == NULL or entry.stamp != plan.runs[number].stamp:
+            return PLAN_STALE
+    return PAGES_OK
+
+
+cdef int _commit(TreePages trees, Reads reads, plan_t *plan) noexcept nogil:
+    cdef uint64_t bytes = 0
+    cdef uint32_t records = 0, number
+    cdef root_edits_t *root
+    cdef int result = _still(trees, plan)
+    if result == PAGES_OK and reads is not None:
+        result = reads.unchanged(&plan.missing)
+    if result != PAGES_OK or plan.effects == 0:
+        return result
+    change_cut(&plan.change, plan.leaf_items)       # the pages above of an earlier try
+    plan.change.note_count = 0
+    change_needs(&plan.change, &bytes, &records)
+    for number in range(plan.root_count):
+        root = &plan.roots[number]
+        bytes += root.sprouts.key_bytes + 64 * root.sprouts.count
+        if root.sprouts.count:
+            bytes += 2 * trees.page_size
+    result = _room(trees, plan, bytes, records)
+    for number in range(plan.root_count):
+        root = &plan.roots[number]
+        if result == PAGES_OK:
+            result = parents_grow(&plan.change, root.pid, &root.sprouts, trees.page_size,
+                                  &plan.missing)
+        if result == PAGES_OK and root.delta:
+            result = change_count(&plan.change, root.root, root.delta)
+    if result != PAGES_OK:
+        return result
+    result = change_commit(&plan.change)
+    if result == PAGES_MISS:
+        result = PLAN_STALE
+    if result == PAGES_OK:
+        plan.end = trees.pages.commit_end
+    return result
+
+
+cdef int plan_step(TreePages trees, Reads reads, plan_t *plan) noexcept nogil:
+    cdef int result
+    pages_lock(&trees.pages)
+    result = _bound(trees, plan)
+    if result == PAGES_OK:
+        result = _advance(trees, plan)
+    if result == PAGES_OK:
+        result = _append(trees, plan)
+    if result == PAGES_OK:
+        result = _commit(trees, reads, plan)
+    pages_unlock(&trees.pages)
+    return result
+
+
+# Afterwards -------------------------------------------------------------------------------------
+
+cdef void plan_tidy(TreePages trees, const plan_t *plan) noexcept nogil:
+    cdef path_t path
+    cdef uint64_t number
+    cdef const edit_t *edit
+    cdef const root_edits_t *root
+    cdef bint again
+    cdef int result
+    for number in range(plan.run_count):
+        edit, root = &plan.edits[plan.runs[number].first], &plan.roots[plan.runs[number].root]
+        again = plan.runs[number].deleted != 0
+        while again:
+            pages_lock(&trees.pages)
+            result = PAGES_OK
+            if trees.generation(root.root).bound == root.bound and path_find(
+                    &trees.pages, root.pid, SEEK_AT, edit.key, edit.key_size, NULL, False,
+                    &path) == PAGES_OK:
+                result = leaf_settle(&trees.pages, &path, trees.page_size, False, True)
+            pages_unlock(&trees.pages)
+            # with room the next try succeeds; without, the leaf waits for its next change
+            again = result == PAGES_WAIT and pages_wait_ready(
+                &trees.pages, 4 * trees.page_size, 8) == PAGES_OK
+
+
+cdef void plan_free(plan_t *plan) noexcept nogil:
+    cdef uint32_t number
+    fragment_free(&plan.fragment)
+    for number in range(plan.root_count):
+        sprouts_free(&plan.roots[number].sprouts)
+    free(plan.edits)
+    free(plan.runs)
+    free(plan.roots)
+    memset(plan, 0, sizeof(plan_t))
