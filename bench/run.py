@@ -35,6 +35,7 @@ BENCHES = (
     "restart",
     "hitratio",
     "metrics",
+    "metrics_http",
     "store",
 )
 RESULTS = Path(__file__).with_name("results")

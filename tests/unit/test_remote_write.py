@@ -203,3 +203,80 @@ def test_mutated_requests_never_crash(rng: random.Random) -> None:
         except ProtocolError:
             continue
         assert len(batch.ids) == len(batch.times) == len(batch.values)
+
+
+@given(st.lists(st.lists(st.integers(0, 15), max_size=12), max_size=8), st.integers(1, 20))
+def test_any_order_of_series_gives_each_its_own_id(
+    requests: list[list[int]], series_max: int
+) -> None:
+    """Labels of one series are the beginning of another's, and the order changes all the time."""
+    registry = Registry()
+    one = Decoder(registry, series_max=series_max)
+    for request in requests:
+        body = b""
+        for number in request:
+            names = "abcd"[: 1 + number % 4]
+            labels = {"__name__": "x", **{name: str(number // 4) for name in names}}
+            body += protobuf.series(labels, [(number + 1, number + 0.5), (number + 2, 1.0)])
+        batch = one.decode_plain(body)
+        assert batch.times.tolist() == [n + more for n in request for more in (1, 2)]
+        assert batch.values.tolist() == [value for n in request for value in (n + 0.5, 1.0)]
+        for number, id in zip(request, batch.ids.tolist()[::2], strict=True):
+            names = "abcd"[: 1 + number % 4]
+            expected = {"__name__": "x", **{name: str(number // 4) for name in names}}
+            assert registry.asked[id] == expected
+        assert one.series_known <= series_max
+
+
+def test_known_series_with_unusual_samples() -> None:
+    """Each is read as it was the first time, when nothing was expected yet."""
+    labels = b"".join(protobuf.label(*pair) for pair in sorted(UP.items()))
+    usual = protobuf.double(1, 1.5) + protobuf.whole(2, 7)
+    for fields, expected in (
+        ([usual], [(7, 1.5)]),
+        ([protobuf.whole(2, 7) + protobuf.double(1, 1.5)], [(7, 1.5)]),
+        ([usual, protobuf.whole(2, 8), usual], [(7, 1.5), (8, 0.0), (7, 1.5)]),
+        ([protobuf.double(1, 1.5) + protobuf.whole(2, -1)], [(-1, 1.5)]),
+        ([usual + protobuf.whole(2, 9)], [(9, 1.5)]),
+        ([usual + protobuf.block(9, "x" * 200)], [(7, 1.5)]),
+    ):
+        one, registry = decoder()
+        body = protobuf.block(1, labels + b"".join(protobuf.block(2, one) for one in fields))
+        for _ in range(3):
+            batch = one.decode_plain(body)
+            found = list(zip(batch.times.tolist(), batch.values.tolist(), strict=True))
+            assert found == expected
+            assert batch.series == 1
+        assert registry.asked == [UP]
+        exemplar = protobuf.block(1, labels + protobuf.block(2, usual) + protobuf.block(3, "e"))
+        batch = one.decode_plain(exemplar)
+        assert (batch.ids.tolist(), batch.exemplars) == ([0], 1)
+        # labels behind the samples belong to the series too
+        more = protobuf.label("z", "1")
+        batch = one.decode_plain(protobuf.block(1, labels + protobuf.block(2, usual) + more))
+        assert registry.asked[batch.ids[0]] == {**UP, "z": "1"}
+        # and a known one without samples is none
+        assert one.decode_plain(protobuf.block(1, labels)).ids.tolist() == []
+
+
+def test_a_known_series_that_is_cut_off_is_malformed() -> None:
+    one, _ = decoder()
+    body = protobuf.series(UP, [(7, 1.5), (8, 2.5)])
+    one.decode_plain(body)
+    for size in range(1, len(body)):
+        with pytest.raises(ProtocolError):
+            one.decode_plain(body[:size])
+        # the same, with lengths that agree: the series itself ends too early
+        inner = protobuf.series(UP, [(7, 1.5)])[2:]
+        with pytest.raises(ProtocolError):
+            one.decode_plain(protobuf.block(1, inner + body[2 : 2 + size % 3 + 1]))
+    assert one.decode_plain(body).times.tolist() == [7, 8]
+
+
+def test_a_smaller_message_sees_nothing_of_the_larger_one_before() -> None:
+    one, _ = decoder()
+    for count in (5000, 1, 0, 3):
+        samples = [(n + 1, float(n)) for n in range(count)]
+        body = protobuf.series(UP, samples)
+        batch = one.decode(bytes(cramjam.snappy.compress_raw(body)))
+        assert batch.times.tolist() == [time for time, _ in samples]

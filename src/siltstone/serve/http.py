@@ -27,6 +27,7 @@ from siltstone.errors import EnvironmentFailure
 from siltstone.serve import exposition
 from siltstone.serve.observe import Observer
 from siltstone.serve.prometheus import success
+from siltstone.serve.server import loop_factory
 
 log = logging.getLogger("siltstone.serve")
 
@@ -113,8 +114,9 @@ class HttpServer:
         log.info("HTTP on %s", self.address)
 
     def _run(self) -> None:
-        # not run(): signals are the main thread's
-        asyncio.run(self._server.serve(sockets=[self._socket]))
+        # not uvicorn's own run(): signals are the main thread's
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(self._server.serve(sockets=[self._socket]))
 
     def stop(self) -> None:
         """Finish what is being answered, at most a few seconds of it."""

@@ -7,9 +7,11 @@ The body is snappy (block format) around a protobuf message (prometheus.io, "Rem
                    3: exemplars, 4: native histograms: both passed over, and counted
 
 A sender says the labels of a series with every request, byte for byte the same, so these bytes
-are the key of a dictionary of ids: labels are decoded once. Promises: nothing outside the message
-is read, a message that is malformed anywhere raises ProtocolError and gives no samples. Threads:
-any, under the GIL; `resolve` is called in the middle of it and may be called twice for one series.
+are the key of a dictionary of ids: labels are decoded once. It says the series in the same order,
+too, so the first guess is the one that followed last time, and comparing the bytes with those is
+most often all there is to do (`known.pyx`). Promises: nothing outside the message is read, a
+message that is malformed anywhere raises ProtocolError and gives no samples. For one thread at a
+time, under the GIL; `resolve` is called in the middle of it, maybe twice for one series.
 """
 
 from dataclasses import dataclass, field
@@ -20,9 +22,11 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from siltstone.errors import ConfigError, ProtocolError, TooLarge
+from siltstone.serve.known cimport Known
 
 BODY_BYTES_MAX = 64 << 20  # of a message, unpacked; senders' default is a few MiB
-SERIES_MAX = 1 << 20  # in the dictionary: about 200 bytes each
+SERIES_MAX = 1 << 20  # in the dictionary: about 500 bytes each
+BUFFER_KEPT_MAX = 8 << 20  # of a message: memory that is there already costs no page faults
 KINDS = ("unknown", "counter", "gauge", "histogram", "gaugehistogram", "summary", "info",
          "stateset")
 
@@ -31,6 +35,10 @@ cdef enum:
     FIXED64 = 1
     BYTES = 2
     FIXED32 = 5
+    # the first bytes of the fields that nearly all of a request consists of
+    SAMPLE = 2 << 3 | BYTES
+    VALUE = 1 << 3 | FIXED64
+    TIME = 2 << 3 | VARINT
 
 
 @dataclass
@@ -95,6 +103,25 @@ cdef bint skip(span_t *span, uint64_t tag) noexcept nogil:
     return True
 
 
+cdef inline bint usual_sample(span_t *span, int64_t *time, double *value) noexcept nogil:
+    """A Sample field as all senders write it: a value, then a time, nothing else. False, and
+    nothing is passed over, where it is another one (`sample` reads these)."""
+    cdef const uint8_t *at = span.at
+    cdef span_t rest
+    cdef uint64_t number
+    if span.end - at < 13 or at[0] != SAMPLE or at[2] != VALUE or at[11] != TIME:
+        return False
+    if at[1] > 127 or at[1] > span.end - at - 2:
+        return False
+    rest.at, rest.end = at + 12, at + 2 + at[1]
+    if not varint(&rest, &number) or rest.at != rest.end:
+        return False
+    memcpy(value, at + 3, 8)
+    time[0] = <int64_t>number
+    span.at = rest.end
+    return True
+
+
 cdef bint sample(span_t *span, int64_t *time, double *value) noexcept nogil:
     """Sample {1: value, 2: time}; a field that is not there is 0."""
     cdef uint64_t tag, number
@@ -135,6 +162,7 @@ cdef class Columns:
     cdef int64_t[::1] times
     cdef double[::1] values
     cdef Py_ssize_t count, room
+    cdef Py_ssize_t series, exemplars, histograms
 
     def __cinit__(self, Py_ssize_t room):
         self.set_room(room)
@@ -163,8 +191,8 @@ cdef class Decoder:
     invalid. `series_known`, `forgotten`: entries, and how often it was emptied.
     """
 
-    cdef dict ids
-    cdef object resolve
+    cdef Known known
+    cdef object resolve, buffer
     cdef readonly Py_ssize_t series_max, body_bytes_max, forgotten
 
     def __init__(
@@ -172,17 +200,18 @@ cdef class Decoder:
     ):
         if series_max < 1 or body_bytes_max < 1:
             raise ConfigError("series_max and body_bytes_max are at least 1")
-        self.ids = {}
+        self.known = Known()
+        self.buffer = bytearray()
         self.resolve = resolve
         self.series_max, self.body_bytes_max, self.forgotten = series_max, body_bytes_max, 0
 
     @property
     def series_known(self):
-        return len(self.ids)
+        return self.known.count
 
     def forget(self):
         """Ask `resolve` again for every series."""
-        self.ids = {}
+        self.known = Known()
         self.forgotten += 1
 
     def decode(self, body):
@@ -198,10 +227,17 @@ cdef class Decoder:
                 f"remote write: {size} bytes unpacked are more than {self.body_bytes_max}: "
                 "lower max_samples_per_send"
             )
+        if size > len(self.buffer):
+            self.buffer = bytearray(size)
         try:
-            return self.decode_plain(memoryview(cramjam.snappy.decompress_raw(body)))
+            cramjam.snappy.decompress_raw_into(body, self.buffer)
         except cramjam.DecompressionError as error:
             raise ProtocolError(f"remote write: the body is not snappy: {error}") from None
+        try:
+            return self.decode_plain(memoryview(self.buffer)[:size])
+        finally:
+            if size > BUFFER_KEPT_MAX:
+                self.buffer = bytearray()
 
     def decode_plain(self, const uint8_t[::1] message not None):
         """The batch in a WriteRequest that is not packed."""
@@ -221,18 +257,38 @@ cdef class Decoder:
                     if not block(&span, &inner):
                         raise malformed(span.at, start, "a length beyond the end")
                     if tag == (1 << 3 | BYTES):
-                        self.series(&inner, start, columns, batch)
+                        self.series(&inner, start, columns)
                     else:
                         self.metadata(&inner, start, batch)
                 elif not skip(&span, tag):
                     raise malformed(span.at, start, "a field that makes no sense")
         batch.ids, batch.times = columns.part(columns.id_array), columns.part(columns.time_array)
         batch.values = columns.part(columns.value_array)
+        batch.series, batch.exemplars = columns.series, columns.exemplars
+        batch.histograms = columns.histograms
         return batch
 
-    cdef int series(
-        self, span_t *span, const uint8_t *start, Columns columns, object batch
-    ) except -1:
+    cdef int series(self, span_t *span, const uint8_t *start, Columns columns) except -1:
+        """One TimeSeries: the labels that are expected and usual samples, or anything else."""
+        cdef Py_ssize_t before = columns.count, n
+        cdef uint32_t id
+        cdef span_t rest = span[0]
+        columns.series += 1
+        if self.known.expected(&rest.at, rest.end, &id):
+            while rest.at < rest.end:
+                if columns.count == columns.room:
+                    columns.set_room(2 * columns.room)
+                n = columns.count
+                if not usual_sample(&rest, &columns.times[n], &columns.values[n]):
+                    break
+                columns.ids[n] = id
+                columns.count += 1
+        if rest.at == rest.end and columns.count > before:
+            return 0
+        columns.count = before
+        return self.any_series(span, start, columns)
+
+    cdef int any_series(self, span_t *span, const uint8_t *start, Columns columns) except -1:
         cdef span_t inner
         cdef uint64_t tag
         cdef const uint8_t *field
@@ -241,7 +297,6 @@ cdef class Decoder:
         cdef Py_ssize_t before = columns.count, n
         cdef uint32_t id
         apart = None  # labels that do not lie together
-        batch.series += 1
         while span.at < span.end:
             field = span.at
             if not varint(span, &tag) or not tag & 7 == BYTES or not block(span, &inner):
@@ -261,9 +316,9 @@ cdef class Decoder:
                     first = field
                 last = span.at
             elif tag >> 3 == 3:
-                batch.exemplars += 1
+                columns.exemplars += 1
             elif tag >> 3 == 4:
-                batch.histograms += 1
+                columns.histograms += 1
         if columns.count == before:
             return 0
         if first == NULL:
@@ -275,13 +330,13 @@ cdef class Decoder:
         return 0
 
     cdef uint32_t id_of(self, bytes key) except? 0xFFFFFFFF:
-        found = self.ids.get(key)
-        if found is None:
-            found = self.resolve(labels_of(key))
-            if len(self.ids) >= self.series_max:
+        cdef uint32_t id
+        if not self.known.find(key, &id):
+            id = self.resolve(labels_of(key))
+            if self.known.count >= self.series_max:
                 self.forget()
-            self.ids[key] = found
-        return found
+            self.known.add(key, id)
+        return id
 
     cdef int metadata(self, span_t *span, const uint8_t *start, object batch) except -1:
         cdef span_t inner

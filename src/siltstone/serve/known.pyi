@@ -1,0 +1,3 @@
+class Known:
+    count: int
+    def __init__(self) -> None: ...
