@@ -229,6 +229,7 @@ class Metrics:
         return self.select_tier(match, low, high, tier)
 
     def select_tier(self, match: Match, low: int, high: int, tier: str | float) -> list[TierSeries]:
+        """What `select(..., tier=)` gives, of int64 Unix milliseconds low to high."""
         step = round(parse_duration(tier) * 1000)
         if step not in self.settings.tiers:
             has = ", ".join(format_duration(one / 1000) for one in self.settings.tiers)
@@ -253,6 +254,7 @@ class Metrics:
         return self._known(match, lambda registry, ids: registry.names(ids))
 
     def label_values(self, name: str, match: Match = None) -> list[str]:
+        """The values that a label has, of all series or those that match, sorted."""
         return self._known(match, lambda registry, ids: registry.values(name, ids))
 
     def list_series(
@@ -332,6 +334,7 @@ class Metrics:
         return import_netdata(self._writer, directory, names, tier=tier, progress=progress)
 
     def stats(self) -> dict[str, Any]:
+        """Counts, sizes in bytes and the retention's forecast; see metrics/statistics.py."""
         from siltstone.metrics.statistics import statistics
 
         found = statistics(self.engine)

@@ -73,8 +73,19 @@ def check_pid(pid: int) -> int:
 
 
 class PageCache:
-    """See the module's docstring. Keywords are those of PageSettings, `background=False` among
-    them for no threads at all (then collect_garbage() and make_stable() are the caller's)."""
+    """Pages made of fragments, on one crash-safe log.
+
+    `path`: the data directory, made when it is missing. `materializer`: how fragments of a page
+    become one, see `Materializer`. `consolidation_threshold`: fragments of a page above which they
+    are merged. `background=False`: no threads at all; collect_garbage() and make_stable() are then
+    the caller's. Further keywords are those of `siltstone.store.settings.PageSettings`.
+
+    `allocate`, `link`, `replace` and `free` change one page, or within `batch()` several at once.
+    They take the pointer that the caller has of the page: Outdated (`.actual` is the pointer now)
+    says that somebody changed it since. KeyMissing: there is no such page. InvalidKey: page numbers
+    are ints from 2 on. Locked: another process has the directory; Corruption, DeviceFailed,
+    ReadOnly: the device.
+    """
 
     def __init__(
         self,
@@ -299,6 +310,7 @@ class PageCache:
 
     @property
     def size_on_disk(self) -> int:
+        """Bytes of allocated blocks."""
         return int(self._pages.device.size_on_disk)
 
     def close(self) -> None:
