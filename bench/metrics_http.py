@@ -204,7 +204,8 @@ def run(settings: Settings) -> list[Row]:
             continue
         bodies = requests(shape, settings.pick(2_000_000, 400_000))
         one = functools.partial(measure, settings, shape, bodies)
-        found = harness.alternate({side: side for side in sides}, one, min(settings.rounds, ROUNDS_MAX))
+        rounds = min(settings.rounds, ROUNDS_MAX)
+        found = harness.alternate({side: side for side in sides}, one, rounds)
         rows += rows_of(shape, found)
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,3 +123,29 @@ def test_toml_of_the_documents_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "siltstone.toml"
     file.write_text(text + "[memcached]\nlisten = ['127.0.0.1:11211']\n")
     assert config.load([config.CacheSettings, Settings], file=file)["cache"].ram == config.GIB
+
+
+def blocks_of(language: str) -> list[str]:
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [block for page in PAGES for block in fence.findall(page.read_text())]
+
+
+def test_settings_in_the_documents_are_accepted(tmp_path: Path) -> None:
+    from siltstone.serve.sections import OWNERS
+
+    blocks = blocks_of("toml")
+    assert len(blocks) >= 3
+    for block in blocks:
+        file = tmp_path / "siltstone.toml"
+        file.write_text(block)
+        config.load(OWNERS, file=file)
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's package prometheus")
+def test_settings_of_prometheus_in_the_documents_are_accepted(tmp_path: Path) -> None:
+    blocks = [block for block in blocks_of("yaml") if "datasources" not in block]
+    assert len(blocks) == 2
+    for block in blocks:
+        file = tmp_path / "prometheus.yml"
+        file.write_text(block)
+        subprocess.run(["promtool", "check", "config", file], check=True, capture_output=True)

@@ -19,6 +19,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import siltstone
 from siltstone import (
@@ -232,7 +233,7 @@ def check_config(
         several = isinstance(value, tuple)
         for one in value if several else [value]:
             table = Table(
-                title=f"[[{section}]]" if several else f"[{section}]",
+                title=Text(f"[[{section}]]" if several else f"[{section}]"),  # no markup
                 title_justify="left",
                 show_edge=False,
             )

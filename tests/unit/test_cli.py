@@ -179,6 +179,19 @@ def test_check_config(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "did you mean 'ram'" in ran.err
 
 
+def test_check_config_shows_each_of_a_list_and_no_secrets(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "siltstone.toml"
+    job = "[[scrape]]\njob_name = '{}'\ntargets = ['h:9100']\npassword = 'hush'\n"
+    file.write_text(job.format("first") + job.format("second") + "headers = { X-Token = 'hush' }\n")
+    values = shell("check-config", file, "--json").json
+    assert [one["job_name"] for one in values["scrape"]] == ["first", "second"]
+    assert values["scrape"][1]["headers"] == "X-Token: ***"
+    assert values["remote_write"] == []
+    shown = shell("check-config", file).out
+    assert shown.count("[[scrape]]") == 2
+    assert "hush" not in shown + str(values)
+
+
 def test_bench_measures_in_memory(shell: Shell) -> None:
     results = shell("bench", "--items", "500", "--size", "1k", "--json").json
     assert [result["operation"] for result in results] == ["set", "get", "delete"]

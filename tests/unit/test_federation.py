@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import shutil
+import subprocess
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -147,6 +150,39 @@ def test_both_answer_alike(tmp_path: Path) -> None:
         ]
         bad = "/federate?match[]=" + urllib.parse.quote("a{")
         assert peer.status(bad) == 400
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_the_history_of_a_prometheus_is_brought_as_the_document_says(tmp_path: Path) -> None:
+    page = Path(__file__).parent.parent.parent / "docs" / "prometheus.md"
+    (command,) = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    start = SYSTEM_CLOCK.now_ms() // 1000 * 1000 - 3_600_000
+    data = [
+        Series(
+            {"__name__": "kept", "n": str(number), "text": 'a "b" \\ {c}, d'},
+            start + np.arange(200) * 15_000,
+            np.round(np.arange(200) * 0.1 + number, 1),
+        )
+        for number in range(5)
+    ]
+    data.append(Series({"__name__": "alone"}, np.array([start]), np.array([1e-9])))
+    with prometheus(tmp_path) as peer, serving(tmp_path / "ours") as ours:
+        assert ours.http is not None
+        ours.metrics.append("kept", {"n": "0", "text": 'a "b" \\ {c}, d'}, start / 1000 + 9000, 7.0)
+        peer.fill(data, start - 1000)
+        text = command.replace("/var/lib/prometheus/metrics2", str(tmp_path / "data"))
+        text = text.replace("localhost:8181", ours.http.address)
+        for _ in range(2):
+            ran = subprocess.run(text, shell=True, capture_output=True, text=True, timeout=60)
+            assert (ran.returncode, ran.stderr) == (0, "")
+            for series in data:
+                matchers = ",".join(f"{n}={json.dumps(v)}" for n, v in series.labels.items())
+                (found,) = ours.metrics.select(
+                    "{" + matchers + "}", start / 1000, start / 1000 + 8000
+                )
+                assert found.times.tolist() == series.times.tolist()
+                assert found.values.tolist() == series.values.tolist()
 
 
 CONFIG = """
