@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -831,3 +833,43 @@ def test_device_that_cannot_be_read_is_said_so():
     with pytest.raises(DeviceFailed, match="cannot be read"):
         log.read(position)
     assert log.read(position) == (1, b"x")
+
+
+GIVING_BACK = """
+import threading
+from siltstone.log.device import MemoryDevice
+from siltstone.log.ordered_log import OrderedLog
+
+class Device(MemoryDevice):
+    growable = True
+    called = 0
+    def slots_present(self):
+        return 16
+    def truncate(self, slots):
+        self.elsewhere()
+    def punch(self, slot):
+        self.elsewhere()
+    def elsewhere(self):
+        # as the system call does: another thread runs, and it needs the stream's lock
+        Device.called += 1
+        other = threading.Thread(target=log.segments)
+        other.start()
+        other.join()
+
+log = OrderedLog(Device(16, 16384, engine="test"), buffer_bytes=4096)
+log.recover()
+for number in range(6):
+    log.append(1, bytes(3900))
+    log.checkpoint()
+log.punch_free()
+log.close()
+print(Device.called > 2)
+"""
+
+
+def test_giving_back_blocks_holds_up_nobody():
+    """The system calls drop the GIL: with the stream's lock held, everybody would wait for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", GIVING_BACK], capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout == "True\n", done.stderr

@@ -17,10 +17,13 @@ cdef class OrderedLog:
     cdef object _past               # earlier ones that a reader looks at
     cdef object _readers            # who tells; None: there are none
     cdef object _checkpoint_lock
+    cdef object _giving_back        # held while blocks of free slots go
     cdef bint _closed
     cdef int _check(self, bint writes) except -1
     cdef int _raise(self, int result, uint64_t position) except -1
     cdef object _begun(self, int result, capture_t *capture)
+    cdef bint _zeroing_begin(self) noexcept
+    cdef void _zeroing_end(self) noexcept
 
 cdef class Group:
     cdef group_t group

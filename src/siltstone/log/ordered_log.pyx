@@ -47,11 +47,13 @@ from siltstone.log.ordered cimport (GROUP_ENTERED, GROUP_ID_SIZE, ORDERED_BUFFER
                                     ordered_payload_max, ordered_read, ordered_reserve,
                                     ordered_roll, ordered_segment_t, ordered_stable, ordered_stop,
                                     ordered_sync, ordered_written)
-from siltstone.log.workers cimport DeviceHandle, WorkerPool, pool_t, pthread_mutex_t
+from siltstone.log.workers cimport (DeviceHandle, WorkerPool, pool_t, pthread_cond_t,
+                                    pthread_mutex_t)
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_cond_broadcast(pthread_cond_t *)
 
 cdef enum:
     BUFFER_BYTES = 1 << 18
@@ -119,6 +121,7 @@ cdef class OrderedLog:
         self._checkpoints = ((0, 0), (0, 0))
         self._past = []
         self._checkpoint_lock = threading.Lock()
+        self._giving_back = threading.Lock()
 
     def __dealloc__(self):
         if not self._closed and self._pid == os.getpid():
@@ -471,45 +474,85 @@ cdef class OrderedLog:
         pthread_mutex_unlock(&stream.lock)
         self._give_back_end(last + 1)
 
+    # Giving back needs Python and may drop the GIL: never under the stream's lock, for which others
+    # wait with the GIL held. Slots are marked as without blocks first, and `zeroing` keeps them so
+    # until their blocks are gone: a slot without blocks is not opened.
+
+    cdef bint _zeroing_begin(self) noexcept:
+        """With the lock held, if true."""
+        pthread_mutex_lock(&self.stream.lock)
+        if self.stream.zeroing:
+            pthread_mutex_unlock(&self.stream.lock)
+            return False
+        self.stream.zeroing = 1
+        return True
+
+    cdef void _zeroing_end(self) noexcept:
+        pthread_mutex_lock(&self.stream.lock)
+        self.stream.zeroing = 0
+        pthread_cond_broadcast(&self.stream.changed)
+        pthread_mutex_unlock(&self.stream.lock)
+
     def _give_back_end(self, uint32_t slots):
-        """Cut free slots off the file's end. No lock: `choose` may take one meanwhile, so that
-        they are marked as without blocks first and looked at again."""
-        cdef ordered_t *stream = &self.stream
-        cdef uint32_t slot
+        """Cut free slots off the file's end; one may have been taken since they were counted."""
         if not self.device.growable or self.device.slots_present() <= slots:
             return
-        pthread_mutex_lock(&stream.lock)
+        with self._giving_back:
+            self._cut_end(slots)
+
+    def _cut_end(self, uint32_t slots):
+        cdef ordered_t *stream = &self.stream
+        cdef uint32_t slot
+        if not self._zeroing_begin():
+            return                  # a new slot is being made: the next checkpoint looks again
         for slot in range(slots, stream.slot_capacity):
-            if stream.segments[slot].state != SEGMENT_FREE:
+            if (stream.segments[slot].state != SEGMENT_FREE
+                    and (stream.segments[slot].allocated
+                         or stream.segments[slot].state == SEGMENT_TAKEN)):
                 slots = slot + 1
-            stream.segments[slot].allocated &= stream.segments[slot].state != SEGMENT_FREE
-        # Under the lock: a slot that is chosen from now on is filled with zeros again, behind us.
-        self.device.truncate(slots)
+        for slot in range(slots, stream.slot_capacity):
+            stream.segments[slot].allocated = 0
         pthread_mutex_unlock(&stream.lock)
+        try:
+            self.device.truncate(slots)
+        finally:
+            self._zeroing_end()
 
     def punch_free(self):
         """Give back the blocks of free slots inside the file, too: for an engine that closes."""
+        self._check(True)
+        if self.device.growable:
+            with self._giving_back:
+                self._punch_free()
+
+    def _punch_free(self):
         cdef ordered_t *stream = &self.stream
         cdef uint32_t slot
-        self._check(True)
-        if not self.device.growable:
+        if not self._zeroing_begin():
             return
-        pthread_mutex_lock(&stream.lock)
+        found = []
         for slot in range(stream.slot_capacity):
             if stream.segments[slot].state == SEGMENT_FREE and stream.segments[slot].allocated:
                 stream.segments[slot].allocated = 0     # to be filled with zeros before its turn
-                self.device.punch(slot)
+                found.append(slot)
         pthread_mutex_unlock(&stream.lock)
+        try:
+            for each in found:
+                self.device.punch(each)
+        finally:
+            self._zeroing_end()
 
     # Slots that hold something else than the stream. Who keeps it says so in its own records: in a
     # record that is stable before the slot's first use counts, and in one before it is given back.
 
     def take_slot(self, uint32_t spare=0):
         """A slot for the engine's own use; None when fewer than `spare` others would be free."""
+        cdef uint32_t slot
         self._check(True)
-        pthread_mutex_lock(&self.stream.lock)
-        cdef uint32_t slot = chain_take(&self.stream, spare)
-        pthread_mutex_unlock(&self.stream.lock)
+        with self._giving_back:     # its blocks must not go after it was taken
+            pthread_mutex_lock(&self.stream.lock)
+            slot = chain_take(&self.stream, spare)
+            pthread_mutex_unlock(&self.stream.lock)
         return None if slot == SLOT_NONE else slot
 
     def claim_slot(self, uint32_t slot):
