@@ -287,3 +287,9 @@ def test_mutated_requests_never_crash(rng: random.Random) -> None:
             otlp.parse(bytes(body), json=form)
         except ProtocolError:
             continue
+
+
+def test_a_response_says_what_was_rejected() -> None:
+    assert otlp_message.response(0, "", json=False) == b""
+    assert otlp_message.response(0, "", json=True) == b"{}"
+    assert otlp_message.response(300, "why", json=False) == b"\x0a\x08\x08\xac\x02\x12\x03why"

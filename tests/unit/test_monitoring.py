@@ -114,6 +114,23 @@ def test_every_protocol_writes_and_promql_reads(server: Server) -> None:
     assert b"siltstone_http_writes_total 4" in body
 
 
+def test_what_was_left_out_is_said(server: Server) -> None:
+    status, body = server.ask("POST", "/write", b"good v=1\nbad\nfine v=2\nworse,a=b\n")
+    assert status == 400
+    assert "partial write: 2 lines left out; line 2: no fields: 'bad'" in json.loads(body)["error"]
+    assert [server.value(name) for name in ("good_v", "fine_v")] == [1.0, 2.0]
+    point = {"asDouble": 4.0, "timeUnixNano": str(time.time_ns())}
+    delta = {"name": "d", "sum": {"aggregationTemporality": 1, "dataPoints": [point, point]}}
+    otlp = {"resourceMetrics": [{"scopeMetrics": [{"metrics": [delta]}]}]}
+    status, body = server.ask(
+        "POST", "/v1/metrics", json.dumps(otlp).encode(), {"Content-Type": "application/json"}
+    )
+    assert status == 200
+    partial = json.loads(body)["partialSuccess"]
+    assert partial["rejectedDataPoints"] == "2"
+    assert "cumulative" in partial["errorMessage"]
+
+
 def test_what_was_answered_survives_kill_9(server: Server, tmp_path: Path) -> None:
     for number in range(20):
         body = remote_write(f"kept_{number}", float(number))

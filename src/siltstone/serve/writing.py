@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from siltstone.clock import Clock
 from siltstone.errors import InvalidValue, ProtocolError
-from siltstone.serve.ingest import influx, otlp, prometheus_text
+from siltstone.serve.ingest import influx, otlp, otlp_message, prometheus_text
 from siltstone.serve.ingest.rows import Parsed
 from siltstone.serve.parameters import BodyTooLarge, first, query_parameters, read_body
 from siltstone.serve.prometheus import answered
@@ -81,35 +81,36 @@ class Writer:
         time_ms = _whole(first(found, "timestamp"))
         body = await self._body(request)
         openmetrics = "openmetrics" in request.headers.get("content-type", "")
-        return await self._stored(
-            lambda: prometheus_text.parse(body, openmetrics=openmetrics), time_ms
-        )
+        await self._stored(lambda: prometheus_text.parse(body, openmetrics=openmetrics), time_ms)
+        return Response(status_code=204)
 
     async def influx(self, request: Request) -> Response:
         found = query_parameters(request)
         unit, database = first(found, "precision"), first(found, "db")
         body = await self._body(request)
-        return await self._stored(lambda: influx.parse(body, precision=unit, database=database))
+        parsed = await self._stored(lambda: influx.parse(body, precision=unit, database=database))
+        if parsed.problems:
+            count = len(parsed.problems)
+            raise ProtocolError(f"partial write: {count} lines left out; {parsed.problems[0]}")
+        return Response(status_code=204)
 
     async def otlp(self, request: Request) -> Response:
         body = await self._body(request)
         json = "json" in request.headers.get("content-type", "")
-        await self._stored(lambda: otlp.parse(body, json=json))
-        # an empty ExportMetricsServiceResponse: all was taken
-        if json:
-            return Response("{}", media_type="application/json")
-        return Response(b"", media_type="application/x-protobuf")
+        parsed = await self._stored(lambda: otlp.parse(body, json=json))
+        said = otlp_message.response(parsed.skipped, "; ".join(parsed.problems), json=json)
+        return Response(said, media_type=f"application/{'json' if json else 'x-protobuf'}")
 
     # Storing ------------------------------------------------------------------------------
 
-    async def _stored(self, parse: Callable[[], Parsed], time_ms: int | None = None) -> Response:
-        def store() -> None:
+    async def _stored(self, parse: Callable[[], Parsed], time_ms: int | None = None) -> Parsed:
+        def store() -> Parsed:
             parsed = parse()
             now_ms = self.clock.now_ms() if time_ms is None else time_ms
             self._done(len(parsed.rows), self.sink.store(parsed, now_ms))
+            return parsed
 
-        await run_in_threadpool(store)
-        return Response(status_code=204)
+        return await run_in_threadpool(store)
 
     def _done(self, samples: int, accepted: int) -> None:
         self.requests += 1

@@ -1,4 +1,4 @@
-"""OTLP's ExportMetricsServiceRequest as plain dictionaries, from protobuf or JSON.
+"""OTLP's ExportMetricsServiceRequest as plain dictionaries, of protobuf or JSON; its response.
 
 The names are those of OTLP's JSON form (opentelemetry.io, "OTLP specification"), so that both
 forms give the same. Unknown fields are passed over. ProtocolError for what is malformed; depth and
@@ -190,3 +190,25 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         if byte < 128:
             return found & ((1 << 64) - 1), at
     raise ProtocolError("OTLP: a number is cut off")
+
+
+def response(rejected: int, message: str, *, json: bool) -> bytes:
+    """An ExportMetricsServiceResponse; empty when all was taken."""
+    if not rejected:
+        return b"{}" if json else b""
+    if json:
+        partial = {"rejectedDataPoints": str(rejected), "errorMessage": message}
+        return msgspec.json.encode({"partialSuccess": partial})
+    text = message.encode()
+    partial_success = b"\x08" + _packed(rejected) + b"\x12" + _packed(len(text)) + text
+    return b"\x0a" + _packed(len(partial_success)) + partial_success
+
+
+def _packed(number: int) -> bytes:
+    """A varint."""
+    packed = bytearray()
+    while number > 127:
+        packed.append(number & 127 | 128)
+        number >>= 7
+    packed.append(number)
+    return bytes(packed)
