@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ class Peer:
 
 
 @contextmanager
-def peer(answer: Callable[[Asked], Reply]) -> Iterator[Peer]:
+def peer(answer: Callable[[Asked], Reply], tls: ssl.SSLContext | None = None) -> Iterator[Peer]:
     one = Peer(answer)
 
     class Handler(BaseHTTPRequestHandler):
@@ -74,6 +75,9 @@ def peer(answer: Callable[[Asked], Reply]) -> Iterator[Peer]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # a client that hangs up is what tests do
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     one.address = f"127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

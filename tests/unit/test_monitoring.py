@@ -142,8 +142,30 @@ def test_what_was_answered_survives_kill_9(server: Server, tmp_path: Path) -> No
             assert kept.values.tolist() == [float(number)]
 
 
+def test_a_series_that_is_refused_does_not_cost_the_others(server: Server) -> None:
+    now = round(time.time() * 1000)
+    body = series({"__name__": "good"}, [(now, 1.0)]) + series(
+        {"__name__": "bad-name"}, [(now, 1.0)]
+    )
+    body += series({"__name__": "better"}, [(now, 2.0)])
+    status, text = server.ask("POST", "/api/v1/write", bytes(cramjam.snappy.compress_raw(body)))
+    assert status == 400
+    assert "1 series refused: 'bad-name' is no metric name" in json.loads(text)["error"]
+    assert (server.value("good"), server.value("better")) == (1.0, 2.0)
+
+
 def test_a_clean_stop_and_what_cannot_be_read(server: Server) -> None:
     assert server.ask("POST", "/api/v1/write", b"no snappy")[0] == 400
+    # of a newer protocol: a sender falls back to what is read here
+    second = "application/x-protobuf;proto=io.prometheus.write.v2.Request"
+    first = "application/x-protobuf;proto=prometheus.WriteRequest"
+    body = remote_write("a", 1.0)
+    for headers, status in (
+        ({"Content-Type": second}, 415),
+        ({"Content-Encoding": "zstd"}, 415),
+        ({"Content-Type": first, "Content-Encoding": "snappy"}, 204),
+    ):
+        assert server.ask("POST", "/api/v1/write", body, headers)[0] == status
     assert server.ask("POST", "/api/v1/import/prometheus", b"a{ 1\n")[0] == 400
     status, body = server.ask("GET", "/api/v1/query?query=rate(")
     assert status == 400

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import protobuf
 
-from siltstone.errors import ConfigError, ProtocolError, TooLarge
+from siltstone.errors import ConfigError, InvalidValue, LimitReached, ProtocolError, TooLarge
 from siltstone.serve.remote_write import Decoder, labels_of
 
 
@@ -280,3 +280,20 @@ def test_a_smaller_message_sees_nothing_of_the_larger_one_before() -> None:
         body = protobuf.series(UP, samples)
         batch = one.decode(bytes(cramjam.snappy.compress_raw(body)))
         assert batch.times.tolist() == [time for time, _ in samples]
+
+
+def test_a_series_that_is_refused_is_left_out_and_told() -> None:
+    def resolve(labels: dict[str, str]) -> int:
+        if labels["__name__"] == "full":
+            raise LimitReached("series_max allows no more")
+        if labels["__name__"] == "bad":
+            raise InvalidValue("no name")
+        return len(labels["__name__"])
+
+    one = Decoder(resolve)
+    parts = [protobuf.series({"__name__": name}, [(1, 1.0)]) for name in ("a", "full", "bad", "bb")]
+    for _ in range(2):
+        batch = one.decode_plain(b"".join(parts))
+        assert batch.ids.tolist() == [1, 2]
+        assert (batch.series, batch.refused) == (4, 2)
+        assert batch.refusal == "series_max allows no more"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -249,6 +253,27 @@ def test_a_target_that_does_not_answer(sink: Sink, free_port: Any) -> None:
     assert scraper.targets[0].last_error == "no whole answer within scrape_timeout (0.1 s)"
     scraper = scrape_once(job(f"127.0.0.1:{free_port()}", scrape_interval=3600), sink)
     assert "connect" in scraper.targets[0].last_error.lower()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs Debian's package openssl")
+def test_certificates_are_checked(sink: Sink, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    words += f" -subj /CN=test -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
+    subprocess.run(words.split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with peer(lambda _: Reply(200, b"a 1\n"), context) as one:
+        for options, health in (
+            ({}, "down"),
+            ({"tls_ca": certificate}, "up"),
+            ({"tls_verify": False}, "up"),
+        ):
+            chosen = job(one.address, scheme="https", scrape_interval=3600, **options)
+            (target,) = scrape_once(chosen, sink).targets
+            assert target.health == health, target.last_error
+            assert ("certificate" in target.last_error.lower()) == (health == "down")
+    assert len(one.asked) == 2
 
 
 def test_targets_are_asked_again_and_again_and_all_are_told(metrics: Metrics, sink: Sink) -> None:

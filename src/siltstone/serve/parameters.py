@@ -40,6 +40,10 @@ class BodyTooLarge(PeerError, ValueError):
     """A request body above the limit; the text says which."""
 
 
+class UnknownKind(PeerError, ValueError):
+    """A body in a form that is not read here; senders take another one then (status 415)."""
+
+
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, at most `limit` bytes of it; BodyTooLarge as soon as it is more."""
     parts, size = [], 0

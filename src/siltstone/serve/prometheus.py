@@ -27,6 +27,7 @@ from siltstone.metrics.syntax import formatted
 from siltstone.serve.metadata import Metadata
 from siltstone.serve.parameters import (
     BodyTooLarge,
+    UnknownKind,
     duration_of,
     first,
     limit_of,
@@ -46,6 +47,7 @@ _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 # The first class in this order that fits decides: status, errorType.
 KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (BodyTooLarge, 413, "bad_data"),
+    (UnknownKind, 415, "bad_data"),
     (errors.QueryTimeout, 503, "timeout"),
     (errors.QueryCancelled, 503, "canceled"),
     (errors.QueryFailed, 422, "execution"),

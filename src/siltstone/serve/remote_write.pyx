@@ -21,7 +21,7 @@ import numpy as np
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from siltstone.errors import ConfigError, ProtocolError, TooLarge
+from siltstone.errors import ConfigError, InvalidValue, LimitReached, ProtocolError, TooLarge
 from siltstone.serve.known cimport Known
 
 BODY_BYTES_MAX = 64 << 20  # of a message, unpacked; senders' default is a few MiB
@@ -43,7 +43,8 @@ cdef enum:
 
 @dataclass
 class Batch:
-    """The samples of a request. `metadata`: {metric name: {"type", "help", "unit"}}."""
+    """The samples of a request. `metadata`: {metric name: {"type", "help", "unit"}}. `refused`:
+    how many series `resolve` would not have, and what it said of the first; theirs are left out."""
 
     ids: object
     times: object
@@ -51,6 +52,8 @@ class Batch:
     series: int = 0
     exemplars: int = 0
     histograms: int = 0
+    refused: int = 0
+    refusal: str = ""
     metadata: dict = field(default_factory=dict)
 
 
@@ -162,9 +165,11 @@ cdef class Columns:
     cdef int64_t[::1] times
     cdef double[::1] values
     cdef Py_ssize_t count, room
-    cdef Py_ssize_t series, exemplars, histograms
+    cdef Py_ssize_t series, exemplars, histograms, refused
+    cdef str refusal
 
     def __cinit__(self, Py_ssize_t room):
+        self.refusal = ""
         self.set_room(room)
 
     cdef int set_room(self, Py_ssize_t room) except -1:
@@ -215,7 +220,8 @@ cdef class Decoder:
         self.forgotten += 1
 
     def decode(self, body):
-        """The batch in a request's body. ProtocolError, TooLarge, or what `resolve` raises."""
+        """The batch in a request's body. ProtocolError, TooLarge, or what `resolve` raises but
+        InvalidValue and LimitReached, which concern one series."""
         import cramjam  # only servers need it
 
         try:
@@ -266,6 +272,7 @@ cdef class Decoder:
         batch.values = columns.part(columns.value_array)
         batch.series, batch.exemplars = columns.series, columns.exemplars
         batch.histograms = columns.histograms
+        batch.refused, batch.refusal = columns.refused, columns.refusal
         return batch
 
     cdef int series(self, span_t *span, const uint8_t *start, Columns columns) except -1:
@@ -324,7 +331,13 @@ cdef class Decoder:
         if first == NULL:
             raise malformed(span.at, start, "a series without labels")
         key = (<const char *>first)[: last - first]
-        id = self.id_of(key if apart is None else apart + key)
+        try:
+            id = self.id_of(key if apart is None else apart + key)
+        except (InvalidValue, LimitReached) as error:
+            columns.count = before
+            columns.refused += 1
+            columns.refusal = columns.refusal or str(error)
+            return 0
         for n in range(before, columns.count):
             columns.ids[n] = id
         return 0

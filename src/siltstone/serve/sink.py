@@ -50,9 +50,10 @@ class Sink:
     def resolve(self, labels: Mapping[str, str]) -> int:
         return int(self.series(labels).id)
 
-    def store(self, parsed: Parsed, now_ms: int) -> int:
-        """What a parser gave; how many samples were accepted. Late ones are, as an import."""
-        columns = parsed.columns(self.resolve, now_ms)
+    def store(self, parsed: Parsed, now_ms: int, refused: list[str] | None = None) -> int:
+        """What a parser gave; how many samples were accepted. Late ones are, as an import. Series
+        that are refused (a limit) are an error, or told in `refused` while the rest is stored."""
+        columns = parsed.columns(self.resolve, now_ms, refused)
         return self.write(*columns, backfill=True, metadata=parsed.metadata)
 
     def write(

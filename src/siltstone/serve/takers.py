@@ -27,8 +27,9 @@ class GraphiteTaker:
 
     def _store(self, lines: bytes) -> list[str]:
         parsed = graphite.parse(lines)
-        self.sink.store(parsed, self.clock.now_ms())
-        return parsed.problems
+        refused: list[str] = []
+        self.sink.store(parsed, self.clock.now_ms(), refused)
+        return parsed.problems + refused
 
 
 class StatsdTaker:
@@ -61,14 +62,14 @@ class StatsdTaker:
         parsed = self.gatherer.flush(self.clock.now_ms())
         if not parsed.rows:
             return
+        refused: list[str] = []
         try:
-            await asyncio.to_thread(self.sink.store, parsed, self.clock.now_ms())
+            await asyncio.to_thread(self.sink.store, parsed, self.clock.now_ms(), refused)
         except SiltstoneError as error:
-            self.failures += 1
-            if self.failures == 1:
-                log.warning("statsd: an interval is not stored: %s", error)
-        else:
-            self.failures = 0
+            refused.append(str(error))
+        if refused and not self.failures:
+            log.warning("statsd: an interval is not stored, or not whole: %s", refused[0])
+        self.failures = self.failures + 1 if refused else 0
 
     async def _keep_storing(self) -> None:
         while True:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable
+from typing import Final
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -21,10 +22,12 @@ from siltstone.clock import Clock
 from siltstone.errors import InvalidValue, ProtocolError
 from siltstone.serve.ingest import influx, otlp, otlp_message, prometheus_text
 from siltstone.serve.ingest.rows import Parsed
-from siltstone.serve.parameters import BodyTooLarge, first, query_parameters, read_body
+from siltstone.serve.parameters import BodyTooLarge, UnknownKind, first, query_parameters, read_body
 from siltstone.serve.prometheus import answered
 from siltstone.serve.remote_write import Batch, Decoder
 from siltstone.serve.sink import Sink
+
+WRITE_REQUEST: Final = "prometheus.WriteRequest"  # of remote_write 1.0
 
 
 class Writer:
@@ -55,8 +58,11 @@ class Writer:
 
     async def remote_write(self, request: Request) -> Response:
         encoding = request.headers.get("content-encoding", "snappy")
+        kind = request.headers.get("content-type", "")
         if encoding != "snappy":
-            raise ProtocolError(f"remote_write bodies are snappy, not {encoding!r}")
+            raise UnknownKind(f"remote_write bodies are snappy, not {encoding!r}")
+        if "proto=" in kind and WRITE_REQUEST not in kind:
+            raise UnknownKind(f"remote_write 1.0 is spoken here, {WRITE_REQUEST}, not {kind!r}")
         body = await read_body(request, self.body_bytes_max)
         await run_in_threadpool(lambda: self._store_remote(body))
         return Response(status_code=204)
@@ -72,6 +78,9 @@ class Writer:
                 batch = self._decoder.decode(body)
                 accepted = self._write(batch)
         self._done(len(batch.ids), accepted)
+        if batch.refused:
+            # the rest is stored; the sender does not try again what would be refused again
+            raise InvalidValue(f"{batch.refused} series refused: {batch.refusal}")
 
     def _write(self, batch: Batch) -> int:
         return self.sink.write(batch.ids, batch.times, batch.values, metadata=batch.metadata)

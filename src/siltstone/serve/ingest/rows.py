@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from siltstone.errors import ProtocolError, TooLarge
+from siltstone.errors import InvalidValue, LimitReached, ProtocolError, TooLarge
 
 NAME_LABEL: Final = "__name__"
 ROWS_MAX: Final = 1 << 20  # of a request
@@ -67,18 +67,38 @@ class Parsed:
         known = self.metadata.setdefault(name, {"type": "unknown", "help": "", "unit": ""})
         known[what] = text
 
-    def columns(self, resolve: Callable[[Labels], int], now_ms: int) -> Columns:
-        """The rows for an engine; `resolve` is asked once for each mapping of labels."""
-        known: dict[int, int] = {}
-        ids = np.empty(len(self.rows), np.uint32)
-        for place, row in enumerate(self.rows):
+    def columns(
+        self, resolve: Callable[[Labels], int], now_ms: int, refused: list[str] | None = None
+    ) -> Columns:
+        """The rows for an engine; `resolve` is asked once for each mapping of labels.
+
+        A series that it refuses is an error, or left out and told in `refused`, where there is one.
+        """
+        known: dict[int, int | None] = {}
+        ids, rows = [], []
+        for row in self.rows:
             own = id(row.labels)  # the rows keep the mapping alive
-            found = known.get(own)
-            if found is None:
-                found = known[own] = resolve(row.labels)
-            ids[place] = found
-        times = [now_ms if row.time_ms is None else row.time_ms for row in self.rows]
-        return Columns(ids, np.array(times, np.int64), np.array([row.value for row in self.rows]))
+            if own not in known:
+                known[own] = _resolved(resolve, row.labels, refused)
+            found = known[own]
+            if found is not None:
+                ids.append(found)
+                rows.append(row)
+        times = [now_ms if row.time_ms is None else row.time_ms for row in rows]
+        values = np.array([row.value for row in rows], np.float64)
+        return Columns(np.array(ids, np.uint32), np.array(times, np.int64), values)
+
+
+def _resolved(
+    resolve: Callable[[Labels], int], labels: Labels, refused: list[str] | None
+) -> int | None:
+    try:
+        return resolve(labels)
+    except (InvalidValue, LimitReached) as error:
+        if refused is None:
+            raise
+        refused.append(str(error))
+        return None
 
 
 def label_name(text: str) -> str:
