@@ -85,17 +85,12 @@ class History:
         return there
 
     def batch(self, durable: bool) -> None:
-        for name in TREES:
-            if name not in self.states.now:
-                self.states.now[name] = {}
-                self.store.tree(name)
-                self.committed(False)
         with self.store.batch(durable=durable) as batch:
             for _ in range(self.rng.choice([2, 5, 30])):
                 name, key, value = self.rng.choice(TREES), self.key(), self.value()
                 part = batch.tree(name) if name else batch
                 part[key] = value
-                self.states.now[name][key] = value
+                self.states.now.setdefault(name, {})[key] = value
 
     def transaction(self, durable: bool) -> bool:
         now = self.states.now[""]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from storerig import TINY
+from fakes import CrashDevice
+from storerig import TINY, on_device
 
 import siltstone
 from siltstone import errors
@@ -204,6 +205,55 @@ def test_a_batch_is_all_or_nothing(store):
     assert store[b"a"] == b"1"
     with pytest.raises(errors.Closed):
         batch[b"x"] = b"late"
+
+
+def test_a_batch_makes_trees_with_its_commit(store):
+    """Not before, not without; also empty ones, several, and one that came meanwhile."""
+    with store.batch() as batch:
+        one, two = batch.tree("one"), batch.tree("two")
+        one.update({b"%d" % number: b"v" * 90 for number in range(500)})
+        batch.tree("empty")
+        two[b"a"] = b"b"
+        assert batch.tree("two") is two
+        assert store.trees() == []
+    assert store.trees() == ["empty", "one", "two"]
+    assert len(store.tree("one")) == 500
+    assert dict(store.tree("two").items()) == {b"a": b"b"}
+    assert len(store.tree("empty")) == 0
+    batch = store.batch()
+    batch.tree("three")[b"a"] = b"b"
+    batch.abandon()
+    batch = store.batch()
+    batch.tree("four")[b"a"] = b"batch"
+    store.tree("four").update({b"a": b"tree", b"c": b"d"})
+    batch.commit()
+    assert store.trees() == ["empty", "four", "one", "two"]
+    assert dict(store.tree("four").items()) == {b"a": b"batch", b"c": b"d"}
+    with pytest.raises(errors.InvalidKey):
+        store.batch().tree("")
+    assert store.drop_tree("two")
+    with store.batch() as batch:
+        batch.tree("two")[b"x"] = b"y"
+    assert dict(store.tree("two").items()) == {b"x": b"y"}
+    assert store.verify().problems == []
+    with store.watch(b"") as watch:  # of the store's own tree: others are not seen there
+        with store.batch() as batch:
+            batch.tree("five")[b"k"] = batch[b"k"] = b"v"
+        watch.close()
+        assert [(event.key, event.value) for event in watch] == [(b"k", b"v")]
+
+
+def test_a_range_is_deleted_at_once(store):
+    store.update({b"%04d" % number: b"v" for number in range(9000)})
+    with store.snapshot() as before:
+        assert store.delete_range(b"1000", b"8000") == 7000
+        assert len(before) == 9000
+        assert len(list(before.keys())) == 9000
+    commits = store.stats()["commits"]
+    assert store.delete_range(prefix=b"09") == 100
+    assert store.delete_range(b"2", b"3") == 0
+    assert len(store) == 1900
+    assert store.stats()["commits"] - commits < 20  # one, and what leaves do that became small
 
 
 def test_the_last_change_of_a_key_in_a_batch_counts(store):
@@ -505,6 +555,37 @@ def test_durability_is_counted_in_syncs(tmp_path):
         assert store.stats()["syncs"] == before + 1
     with siltstone.Store(tmp_path / "none", durability="none", flush_interval=0.001) as store:
         assert syncs(store) == 0
+
+
+def test_a_durable_change_that_changes_nothing_makes_durable_what_it_saw():
+    """It says that a key is gone: after a power cut it must be. Each way, on an unsynced store."""
+    noops: list[Any] = [
+        lambda store: store.delete(b"gone", durable=True),
+        lambda store: store.pop(b"gone", None, durable=True),
+        lambda store: store.set_default(b"there", b"2", durable=True),
+        lambda store: store.compare_and_set(b"gone", b"1", b"2", durable=True),
+        lambda store: store.merge(b"there", b"same", durable=True),
+        lambda store: store.delete_range(b"gone", b"gone\0", durable=True),
+        lambda store: _batch(store, lambda batch: batch.delete(b"gone")),
+        lambda store: store.transact(lambda tx: tx.get(b"gone"), durable=True),
+    ]
+    for noop in noops:
+        device = CrashDevice(120, 16384, engine="store")
+        with on_device(device) as store:
+            store.set_merge(lambda key, old, operand: old)
+            store[b"gone"] = b"1"
+            store.sync()
+            del store[b"gone"]
+            store[b"there"] = b"1"
+            noop(store)
+            image, _ = device.durable_at(len(device.events))
+            with on_device(device.reopened(image)) as again:
+                assert dict(again.items()) == {b"there": b"1"}
+
+
+def _batch(store: Any, fill: Any) -> None:
+    with store.batch(durable=True) as batch:
+        fill(batch)
 
 
 def test_the_interval_syncs_in_the_background(tmp_path):

@@ -170,6 +170,38 @@ def test_modes_of_open(files):
         StoreFileSystem(skip_instance_cache=True)
 
 
+def half_written(opened, content):
+    with opened as file:
+        file.write(content)
+        raise InterruptedError
+
+
+@pytest.mark.parametrize("mode", ["wb", "w", "ab", "a"])
+def test_a_file_left_by_an_exception_is_not_written(files, mode):
+    files.pipe("f", b"before")
+    text = "half" if "b" not in mode else b"half"
+    with pytest.raises(InterruptedError):
+        half_written(files.open("f", mode), text * 50_000)
+    assert files.cat("f") == b"before"
+    try:
+        raise InterruptedError
+    except InterruptedError:  # an exception from before the file says nothing about it
+        with files.open("f", mode) as file:
+            file.write(text)
+    assert files.cat("f").endswith(b"half")
+
+
+@pytest.mark.parametrize("mode", ["wb", "wt"])
+def test_a_file_by_url_left_by_an_exception_is_not_written(tmp_path, mode):
+    options = {"path": str(tmp_path / "store")}
+    opened = fsspec.open("siltstone://f.gz", mode, compression="gzip", **options)
+    with pytest.raises(InterruptedError):
+        half_written(opened, "half" if mode == "wt" else b"half")
+    files = fsspec.filesystem("siltstone", **options)
+    assert not files.exists("f.gz")
+    files.close()
+
+
 def test_pandas_reads_and_writes_through_it(files):
     frame = pd.DataFrame({"n": range(2000), "text": [f"row {n}" for n in range(2000)]})
     with files.open("t.csv", "w") as file:

@@ -9,6 +9,7 @@ Needs the extra [adapters].
 from __future__ import annotations
 
 import io
+import sys
 from typing import Any
 
 from fsspec.spec import AbstractFileSystem
@@ -125,9 +126,9 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if mode in ("xb", "wb"):
             if mode == "xb" and key in self._tree:
                 raise FileExistsError(path)
-            return self._tree.open(key, "wb")
+            return WholeFile(self._tree.open(key, "wb"))
         if mode == "ab":
-            return self._appending(key)
+            return WholeFile(self._appending(key))
         raise ValueError(f'mode {mode!r}: use "rb", "wb", "xb" or "ab"')
 
     def _appending(self, key: bytes) -> Any:
@@ -191,6 +192,50 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Nothing to do for an empty directory; an error for another."""
         if self.ls(path, detail=False):
             raise OSError(f"{path} is not empty")
+
+
+class WholeFile(io.RawIOBase):
+    """A file being written: whole at its close, or not at all.
+
+    Those who wrap it, for text or compression, close it also where a `with` block was left by an
+    exception. So one that is closed while an exception is being handled that was not there when
+    it was opened is given up.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self._known = sys.exc_info()[1]
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        """Bytes written: all."""
+        return int(self._value.write(data))
+
+    def tell(self) -> int:
+        return int(self._value.tell())
+
+    def abandon(self) -> None:
+        """Give the file up; nothing of it stays. Idempotent."""
+        self._value.abandon()
+        super().close()
+
+    def close(self) -> None:
+        """The file is there, whole, from now on; see the class for when it is not. Idempotent."""
+        if self.closed:
+            return
+        error = sys.exc_info()[1]
+        if error is not None and error is not self._known:
+            self.abandon()
+            return
+        try:
+            self._value.close()
+        finally:
+            super().close()
+
+    def __del__(self) -> None:
+        self._value.abandon()
 
 
 def directory(name: str) -> bytes:

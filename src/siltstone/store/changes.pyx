@@ -22,13 +22,15 @@ from siltstone.store.blob cimport BLOB_REFERENCE_MAX, blob_write
 from siltstone.store.edits cimport edit_t, edits_sort
 from siltstone.store.page cimport KEY_SIZE_MAX, RECORD_BLOB
 from siltstone.store.pagecache cimport (PAGES_MORE, PAGES_OK, change_abandon, change_begin,
-                                        pages_lock, pages_root, pages_unlock, pages_usable)
+                                        pages_lock, pages_root, pages_root_find, pages_unlock,
+                                        pages_usable)
 from siltstone.store.plan cimport (PLAN_DROPPED, PLAN_STALE, plan_free, plan_step, plan_t,
                                    plan_tidy, root_edits_t, run_t)
 from siltstone.store.trees cimport PAGES_CHANGED, generation_t, key_bytes, value_bytes
 
 cdef enum:
     STALE_MAX = 3               # then a commit is made in one hold of the lock
+    ROOT_NEW = 1 << 30          # "root ids" of trees that a commit is to make begin here
     PAUSE_US = 1                # between two holds, so that whoever waits gets the lock: about 55
 
 
@@ -37,7 +39,14 @@ cdef class Changes:
 
     def __cinit__(self, TreePages pages not None):
         self.pages = pages
-        self.parts, self.bounds, self.orders = {}, {}, {}
+        self.parts, self.bounds, self.orders, self.names = {}, {}, {}, {}
+
+    def new_tree(self, str name):
+        """An id for the changes of a tree that is made with them, if there is none then."""
+        cdef uint32_t root = ROOT_NEW + <uint32_t>len(self.names)
+        self.names[root] = name.encode()
+        self.parts[root] = {}
+        return root
 
     cdef dict part(self, uint32_t root):
         cdef dict found = self.parts.get(root)
@@ -99,7 +108,7 @@ cdef class Changes:
 
     def close(self):
         """Forget all of it. Idempotent; commit() does it too."""
-        self.parts, self.bounds, self.orders = {}, {}, {}
+        self.parts, self.bounds, self.orders, self.names = {}, {}, {}, {}
 
     def commit(self, durable=None, Reads reads=None):
         """All or nothing; how many keys changed. Conflict: something in `reads` did, before."""
@@ -137,7 +146,7 @@ cdef class Changes:
         finally:
             if watchers is not None:
                 watchers.release()
-        if end:
+        if end:                 # also of a commit that changed nothing: what it saw is durable
             self.pages.changed(end, durable)
         self.close()
         return effects
@@ -154,7 +163,7 @@ cdef class Changes:
             raise MemoryError("no memory for a batch")
         for root in self.parts:
             part = dict(self.parts[root])
-            if part:
+            if part or root in self.names:
                 keep.append(part)
                 self._fill_tree(plan, root, part)
         self._large(plan, keep)
@@ -172,7 +181,10 @@ cdef class Changes:
         cdef Py_ssize_t place = 0
         cdef edit_t *edit
         edits.root, edits.first = root, plan.count
-        edits.bound, edits.pid = self.bounds[root]
+        if root in self.names:
+            self._name_tree(edits, self.names[root])
+        else:
+            edits.bound, edits.pid = self.bounds[root]
         while PyDict_Next(part, &place, &key, &value):
             edit = &plan.edits[plan.count]
             memset(edit, 0, sizeof(edit_t))
@@ -193,6 +205,20 @@ cdef class Changes:
         plan.root_count += 1
         if edits_sort(plan.edits + edits.first, edits.end - edits.first) != 0:
             raise MemoryError("no memory for a batch")
+        return 0
+
+    cdef int _name_tree(self, root_edits_t *edits, bytes name) except -1:
+        """A tree that did not exist: meanwhile it may."""
+        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(name)
+        cdef int64_t root
+        self.pages.lock()
+        root = pages_root_find(&self.pages.pages, PyBytes_AS_STRING(name), size)
+        if root >= 0:
+            edits.root, edits.pid = <uint32_t>root, self.pages.pages.roots[root].pid
+            edits.bound = self.pages.generation(<uint32_t>root).bound
+        else:
+            edits.name, edits.name_size = PyBytes_AS_STRING(name), size
+        pages_unlock(&self.pages.pages)
         return 0
 
     cdef int _large(self, plan_t *plan, list keep) except -1:
@@ -260,6 +286,9 @@ cdef class Changes:
         cdef bytes key
         cdef dict names = {}
         for root in self.parts:
+            if root in self.names:
+                names[root] = self.names[root].decode()
+                continue
             self.pages.lock()
             size = self.pages.pages.roots[root].name_size
             name = PyBytes_FromStringAndSize(self.pages.pages.roots[root].name, size)

@@ -21,8 +21,8 @@ from siltstone.store.roots cimport root_count_add, root_set, roots_reach
 from siltstone.store.state cimport (KIND_BASE, KIND_FREE, KIND_LINK, KIND_ROOT, LINKS_MAX,
                                     MARK_COMMIT, NOTE_SIZE, PAGES_ABSENT, PAGES_LOG, PAGES_MISS,
                                     PAGES_MORE, PAGES_OK, PAGE_FREE, PAGE_LIVE, PAGE_RESERVED,
-                                    ROOT_NAME_MAX, WORD_NOTE, change_item_t, change_t, entry_t,
-                                    pages_t, place_t)
+                                    ROOT_NAME_MAX, WORD_NOTE, change_item_t, change_memory_t,
+                                    change_t, entry_t, pages_t, place_t)
 from siltstone.store.table cimport (block_of, block_touch, entry_adopt_places, entry_forget_places,
                                     entry_push, entry_room, page_entry, places_dead, scratch_room,
                                     table_allocate, table_freed, table_unreserve)
@@ -40,6 +40,8 @@ cdef enum item_kind_t:
 cdef enum:
     PLACES_HARD_MAX = 60000
     FRAGMENT_PARTS_MAX = 7
+    MEMORY_MIN = 1 << 10
+    MEMORY_MAX = 32 << 10
 
 
 # Before a page changes ---------------------------------------------------------------------------
@@ -221,6 +223,23 @@ cdef change_item_t *item_add(change_t *change, uint32_t kind, uint64_t pid) noex
     return &change.items[change.count - 1]
 
 
+cdef char *memory_take(change_t *change, uint64_t size) noexcept nogil:
+    """Room for a fragment, until the set ends."""
+    cdef change_memory_t *memory = change.memory
+    cdef uint64_t room
+    if memory == NULL or memory.used + size > memory.size:
+        # twice what the last one had; above MEMORY_MAX freeing would make malloc() tidy its heap
+        room = MEMORY_MIN if memory == NULL else min(2 * memory.size, <uint64_t>MEMORY_MAX)
+        room = max(room, size)
+        memory = <change_memory_t *>malloc(sizeof(change_memory_t) + room)
+        if memory == NULL:
+            return NULL
+        memory.older, memory.used, memory.size = change.memory, 0, room
+        change.memory = memory
+    memory.used += size
+    return <char *>memory + sizeof(change_memory_t) + memory.used - size
+
+
 cdef int change_allocate(change_t *change, uint64_t *pid) noexcept nogil:
     cdef change_item_t *item = item_add(change, ITEM_NEW, 0)
     if item == NULL or table_allocate(change.pages, pid) != PAGES_OK:
@@ -254,12 +273,10 @@ cdef int change_link(change_t *change, uint64_t pid, const part_t *parts,
         return -ENOMEM
     for number in range(count):
         item.size += parts[number].size
-    item.data = <char *>malloc(item.size + 1)
+    item.data = memory_take(change, item.size)
     if item.data == NULL or item.size > pages_fragment_max(change.pages):
-        result = -ENOMEM if item.data == NULL else PAGES_LOG + LOG_TOO_LARGE
-        free(item.data)
         change.count -= 1
-        return result
+        return -ENOMEM if item.data == NULL else PAGES_LOG + LOG_TOO_LARGE
     change.bytes += item.size
     item.size = 0
     for number in range(count):
@@ -381,7 +398,7 @@ cdef int append_item(pages_t *pages, change_t *change, change_item_t *item) noex
     cdef char header[16]
     cdef uint32_t size
     cdef part_t parts[2]
-    if item.kind == ITEM_NEW or item.kind == ITEM_HOLD or item.places != NULL:
+    if item.kind == ITEM_NEW or item.kind == ITEM_HOLD or item.place_count:
         return PAGES_OK         # nothing to say, or said
     if item.kind == ITEM_BASE:
         return append_node(pages, &change.group, KIND_BASE, item.pid, item.node, change.flags,
@@ -397,16 +414,15 @@ cdef int append_item(pages_t *pages, change_t *change, change_item_t *item) noex
         memcpy(header + 4, &size, 4)
         memcpy(header + 8, &item.pid, 8)
         parts[0].size = 16
-    item.places = <place_t *>malloc(sizeof(place_t))
-    if item.places == NULL:
-        return -ENOMEM
-    item.place_count = 1
     size = append_record(pages, &change.group, KIND_LINK if item.kind == ITEM_LINK else
                          KIND_FREE if item.kind == ITEM_FREE else KIND_ROOT, parts,
-                         1 if item.kind == ITEM_FREE else 2, change.flags, &item.places[0])
-    if <int>size != PAGES_OK:
-        item.place_count = 0
+                         1 if item.kind == ITEM_FREE else 2, change.flags, &item.place)
+    item.place_count = <int>size == PAGES_OK
     return <int>size
+
+
+cdef void item_dead(pages_t *pages, change_item_t *item) noexcept nogil:
+    places_dead(pages, &item.place if item.places == NULL else item.places, item.place_count)
 
 
 cdef int change_append(change_t *change, uint64_t bytes) noexcept nogil:
@@ -459,14 +475,14 @@ cdef void install_page(pages_t *pages, change_item_t *item) noexcept nogil:
     block_touch(pages, item.pid)
     entry.stamp = pages.commit_stamp
     if item.kind == ITEM_LINK:
-        entry_push(entry, &item.places[0])
-        entry.link_bytes += item.places[0].bytes
-        pages.counters.link_bytes += item.places[0].bytes
+        entry_push(entry, &item.place)
+        entry.link_bytes += item.place.bytes
+        pages.counters.link_bytes += item.place.bytes
         apply(pages, item.pid, entry, item.data, <uint32_t>item.size)
         return
     entry_forget_places(pages, entry)
     if item.kind == ITEM_FREE:
-        places_dead(pages, item.places, item.place_count)
+        item_dead(pages, item)
         entry_set_node(pages, item.pid, entry, NULL)
         entry.state = PAGE_FREE
         table_freed(pages, item.pid)
@@ -491,7 +507,7 @@ cdef void install(pages_t *pages, change_t *change) noexcept nogil:
     for number in range(change.count):
         item = &change.items[number]
         if item.kind == ITEM_ROOT:
-            places_dead(pages, item.places, item.place_count)
+            item_dead(pages, item)
             root_set(pages, item.root, item.data, <uint32_t>item.size, item.pid)
             item.data = NULL
         elif item.kind != ITEM_NEW and item.kind != ITEM_HOLD:
@@ -518,7 +534,8 @@ cdef void settle_items(change_t *change, uint32_t first) noexcept nogil:
             block_of(pages, item.pid).resident -= 1
         if item.node != NULL:
             pages.ops.release(pages.context, item.node)
-        free(item.data)
+        if item.kind == ITEM_ROOT:
+            free(item.data)
         free(item.places)
     change.count = first
 
@@ -540,7 +557,12 @@ cdef void change_cut(change_t *change, uint32_t count) noexcept nogil:
 cdef void settle(change_t *change) noexcept nogil:
     """Give back what the set holds; places of what was not installed are dead by now."""
     cdef pages_t *pages = change.pages
+    cdef change_memory_t *memory
     settle_items(change, 0)
+    while change.memory != NULL:
+        memory = change.memory
+        change.memory = memory.older
+        free(memory)
     free(change.items)
     free(change.notes)
     memset(change, 0, sizeof(change_t))
@@ -551,9 +573,7 @@ cdef void change_abandon(change_t *change) noexcept nogil:
     cdef uint32_t number
     ordered_group_abandon(change.pages.stream, &change.group)
     for number in range(change.count):
-        if change.items[number].places != NULL:
-            places_dead(change.pages, change.items[number].places,
-                        change.items[number].place_count)
+        item_dead(change.pages, &change.items[number])
     settle(change)
 
 

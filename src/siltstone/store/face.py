@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from siltstone.errors import KeyMissing
+from siltstone.errors import InvalidKey, KeyMissing
 from siltstone.store import tree as compiled
 from siltstone.store.stream import BlobReader, BlobWriter
 from siltstone.store.values import ValueReader, ValueWriter
@@ -17,6 +17,16 @@ from siltstone.store.watch import Watch
 
 if TYPE_CHECKING:
     from siltstone.store.store import Store
+
+NAME_BYTES_MAX = 1024
+
+
+def check_name(name: object) -> None:
+    """Of a tree; InvalidKey says what is wrong with it."""
+    if not isinstance(name, str):
+        raise InvalidKey(f"the name of a tree is a str, not {type(name).__name__}")
+    if not 0 < len(name.encode()) <= NAME_BYTES_MAX:
+        raise InvalidKey(f"the name of a tree has 1 to {NAME_BYTES_MAX} bytes in UTF-8")
 
 
 class Tree(compiled.Tree):

@@ -18,6 +18,7 @@ cdef struct run_t:              # of edits in one leaf
     uint64_t end
     uint32_t root               # its number in plan_t.roots
     uint32_t deleted            # something goes: the leaf may have become small
+    uint64_t effects
 
 cdef struct root_edits_t:       # of one tree
     uint32_t root
@@ -27,6 +28,8 @@ cdef struct root_edits_t:       # of one tree
     uint64_t end
     int64_t delta
     sprouts_t sprouts           # leaves that are new
+    const char *name            # of a tree that is made with the commit; else NULL
+    uint32_t name_size
 
 cdef struct plan_t:             # zero it; one thread's
     change_t change
@@ -45,7 +48,8 @@ cdef struct plan_t:             # zero it; one thread's
     uint32_t records
     uint32_t waited             # for room, before this step
     uint64_t end                # to sync up to
-    uint64_t effects
+    uint64_t effects            # keys that change
+    uint32_t trees_made
 
 # The next step, without the lock and the GIL. PAGES_MORE: again, please; PAGES_OK: committed;
 # PLAN_STALE: from the beginning, please. PAGES_MISS, WAIT: load `missing`, wait for room, again.

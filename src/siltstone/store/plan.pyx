@@ -22,14 +22,16 @@ from siltstone.store.edits cimport edits_grown
 from siltstone.store.growth cimport page_grow, parents_grow, root_grow, sprouts_free
 from siltstone.store.image cimport fragment_add, fragment_free
 from siltstone.store.page cimport (CHANGE_DELETE, CHANGE_HEADER_SIZE, CHANGE_SET, KEY_SIZE_MAX,
-                                   PAGE_OK, RECORD_BLOB, WORD_SIZE, compare_keys, node_copy,
-                                   node_free, node_key, node_record, node_search, node_t,
-                                   record_word, word_bytes, word_key_size, word_payload_size)
+                                   PAGE_LEAF, PAGE_OK, RECORD_BLOB, WORD_SIZE, compare_keys,
+                                   node_copy, node_free, node_key, node_new, node_record,
+                                   node_search, node_t, record_word, word_bytes, word_key_size,
+                                   word_payload_size)
 from siltstone.store.pagecache cimport (PAGES_LARGE, PAGES_MISS, PAGES_MORE, PAGES_OK, PAGES_WAIT,
-                                        change_append, change_commit, change_count, change_cut,
-                                        change_hold, change_link, change_needs, entry_t,
-                                        page_entry, pages_fragment_max, pages_lock, pages_ready,
-                                        pages_t, pages_unlock, pages_wait_ready)
+                                        change_allocate, change_append, change_commit,
+                                        change_count, change_cut, change_hold, change_link,
+                                        change_needs, change_root, entry_t, page_entry,
+                                        pages_fragment_max, pages_lock, pages_ready,
+                                        pages_root_find, pages_t, pages_unlock, pages_wait_ready)
 from siltstone.store.write cimport leaf_settle
 
 cdef enum:
@@ -70,19 +72,20 @@ cdef int _look(plan_t *plan, run_t *run, const node_t *leaf, bint locked,
     # What each edit of a run meets, and what is freed with it. Nothing is added unless all is.
     cdef uint32_t before = plan.change.count, index
     cdef int64_t delta = 0
-    cdef uint64_t at, effects = 0
+    cdef uint64_t at
     cdef edit_t *edit
     cdef const char *record
     cdef bint found
     cdef int result
     run.deleted = 0
+    run.effects = 0
     for at in range(run.first, run.end):
         edit = &plan.edits[at]
         index = node_search(leaf, edit.key, edit.key_size, &found)
         if at == run.first:
             appended[0] = index == leaf.count and leaf.count > 0
         edit.effect = found or edit.payload != NULL
-        effects += edit.effect
+        run.effects += edit.effect
         edit.before = 0
         if edit.payload == NULL:
             delta -= found
@@ -99,7 +102,7 @@ cdef int _look(plan_t *plan, run_t *run, const node_t *leaf, bint locked,
                 plan.change.count = before      # what was added owns nothing
                 return result
     plan.roots[run.root].delta += delta
-    plan.effects += effects
+    plan.effects += run.effects
     return PAGES_OK
 
 
@@ -159,17 +162,19 @@ cdef int _grow_run(plan_t *plan, const run_t *run, node_t *copy, bint is_root, b
 cdef int _deal(TreePages trees, plan_t *plan, run_t *run, const path_t *path) noexcept nogil:
     # Prepare what becomes of the leaf. The lock is given back meanwhile if there is much to do.
     cdef node_t *leaf = path_leaf(path)
-    cdef bint is_root = path.depth == 1, appended = False
+    cdef bint is_root = path.depth == 1, appended = False, fits
     cdef int result
     if plan.whole or run.end - run.first <= STEP_EDITS:
         result = _look(plan, run, leaf, True, &appended)
         if result != PAGES_OK:
             return result
-        result = change_hold(&plan.change, run.pid)
-        if result != PAGES_OK:
+        fits = _fits(plan, run, leaf, trees.page_size)
+        if fits:
+            result = _link_run(plan, run)
+        if result == PAGES_OK and not (fits and run.effects):
+            result = change_hold(&plan.change, run.pid)
+        if result != PAGES_OK or fits:
             return result
-        if _fits(plan, run, leaf, trees.page_size):
-            return _link_run(plan, run)
         return _grow_run(plan, run, node_copy(leaf), is_root, appended, trees.page_size, True)
     result = change_hold(&plan.change, run.pid)
     leaf = node_copy(leaf)
@@ -189,11 +194,44 @@ cdef int _deal(TreePages trees, plan_t *plan, run_t *run, const path_t *path) no
 
 
 cdef int _bound(TreePages trees, const plan_t *plan) noexcept nogil:
+    # Whether the trees are there, or not yet.
+    cdef const root_edits_t *root
     cdef uint32_t number
     for number in range(plan.root_count):
-        if trees.generation(plan.roots[number].root).bound != plan.roots[number].bound:
+        root = &plan.roots[number]
+        if root.name != NULL:
+            if pages_root_find(&trees.pages, root.name, root.name_size) >= 0:
+                return PLAN_STALE
+        elif trees.generation(root.root).bound != root.bound:
             return PLAN_DROPPED
     return PAGES_OK
+
+
+cdef int _make_tree(TreePages trees, plan_t *plan, root_edits_t *root) noexcept nogil:
+    # All pages of a tree that is new; nobody else knows them.
+    cdef uint64_t at
+    cdef int result = change_allocate(&plan.change, &root.pid)
+    if result != PAGES_OK:
+        return result
+    for at in range(root.first, root.end):
+        plan.edits[at].before, plan.edits[at].effect = 0, plan.edits[at].payload != NULL
+        root.delta += plan.edits[at].effect
+    plan.effects += root.delta
+    plan.trees_made += 1
+    if not plan.whole:
+        pages_unlock(&trees.pages)
+    result = root_grow(&plan.change, root.pid, node_new(PAGE_LEAF, 0, 0), plan.edits + root.first,
+                       root.end - root.first, trees.page_size, False, plan.whole != 0)
+    if not plan.whole:
+        pages_lock(&trees.pages)
+    return result
+
+
+cdef uint32_t _unused(const pages_t *pages, uint32_t least) noexcept nogil:
+    # An id of a root that is none, not below `least`.
+    while least < pages.root_count and pages.roots[least].used:
+        least += 1
+    return least
 
 
 cdef int _advance(TreePages trees, plan_t *plan) noexcept nogil:
@@ -206,18 +244,30 @@ cdef int _advance(TreePages trees, plan_t *plan) noexcept nogil:
     cdef root_edits_t *root
     cdef run_t *run
     cdef int result
+    for number in range(plan.root_count):
+        root = &plan.roots[number]
+        if root.name != NULL and root.pid == 0:
+            result = _make_tree(trees, plan, root)
+            if result != PAGES_OK:
+                return result
+    number = 0
     while first < plan.count:
         if first - begun >= STEP_EDITS and not plan.whole:
             return PAGES_MORE
         while plan.roots[number].end <= first:
             number += 1
         root = &plan.roots[number]
+        run = &plan.runs[plan.run_count]
+        if root.name != NULL:
+            run.pid, run.root, run.deleted, run.end = 0, number, 0, root.end
+            plan.run_count += 1
+            first = run.end     # done
+            continue
         result = path_find(&trees.pages, root.pid, SEEK_AT, plan.edits[first].key,
                            plan.edits[first].key_size, NULL, False, &path)
         plan.missing = path.missing
         if result != PAGES_OK:
             return result
-        run = &plan.runs[plan.run_count]
         run.pid, run.stamp, run.first, run.root = path_pid(&path), path.stamp, first, number
         run.end = _run_end(plan, first, root.end, &path, fence)
         result = _deal(trees, plan, run, &path)
@@ -262,6 +312,8 @@ cdef int _still(TreePages trees, plan_t *plan) noexcept nogil:
     cdef uint64_t number
     cdef entry_t *entry
     for number in range(plan.run_count):
+        if plan.runs[number].pid == 0:
+            continue            # of a tree that is new
         entry = page_entry(&trees.pages, plan.runs[number].pid)
         if entry == NULL or entry.stamp != plan.runs[number].stamp:
             return PLAN_STALE
@@ -270,12 +322,15 @@ cdef int _still(TreePages trees, plan_t *plan) noexcept nogil:
 
 cdef int _commit(TreePages trees, Reads reads, plan_t *plan) noexcept nogil:
     cdef uint64_t bytes = 0
-    cdef uint32_t records = 0, number
+    cdef uint32_t records = 0, number, unused = 0
     cdef root_edits_t *root
     cdef int result = _still(trees, plan)
     if result == PAGES_OK and reads is not None:
         result = reads.unchanged(&plan.missing)
-    if result != PAGES_OK or plan.effects == 0:
+    if result == PAGES_OK and plan.effects == 0 and plan.trees_made == 0:
+        plan.end = trees.pages.commit_end       # what it has seen
+        return result
+    if result != PAGES_OK:
         return result
     change_cut(&plan.change, plan.leaf_items)       # the pages above of an earlier try
     plan.change.note_count = 0
@@ -288,7 +343,11 @@ cdef int _commit(TreePages trees, Reads reads, plan_t *plan) noexcept nogil:
     result = _room(trees, plan, bytes, records)
     for number in range(plan.root_count):
         root = &plan.roots[number]
-        if result == PAGES_OK:
+        if result == PAGES_OK and root.name != NULL:
+            root.root = _unused(&trees.pages, unused)
+            unused = root.root + 1
+            result = change_root(&plan.change, root.root, root.name, root.name_size, root.pid)
+        elif result == PAGES_OK:
             result = parents_grow(&plan.change, root.pid, &root.sprouts, trees.page_size,
                                   &plan.missing)
         if result == PAGES_OK and root.delta:

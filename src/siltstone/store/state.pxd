@@ -76,6 +76,7 @@ cdef struct place_t:
 
 cdef struct version_t
 cdef struct snapshot_t
+cdef struct change_memory_t
 
 cdef struct entry_t:        # 64 bytes
     char *node              # NULL: not in memory
@@ -219,10 +220,16 @@ cdef struct change_item_t:
     uint32_t root
     uint64_t pid
     char *node                      # becomes the page's node, or NULL
-    char *data                      # fragment or name, owned
+    char *data                      # fragment: in `memory` of the set; or name: owned
     uint64_t size
-    place_t *places                 # already written
+    place_t *places                 # of an image that is written already
     uint32_t place_count
+    place_t place                   # the only one, where `places` is NULL
+
+cdef struct change_memory_t:        # bytes of fragments follow
+    change_memory_t *older
+    uint64_t used
+    uint64_t size
 
 # A set of changes that counts as a whole. Zero it; one thread's; change_commit() or
 # change_abandon() ends it. Nothing in memory or for others changes before the commit.
@@ -232,6 +239,7 @@ cdef struct change_t:
     uint32_t count
     uint32_t capacity
     uint32_t appended               # items so far are in the log already
+    change_memory_t *memory
     uint64_t bytes                  # that appending the others will take, about
     uint32_t flags                  # ORDERED_URGENT: may use the segments kept for making room
     group_t group

@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
 from siltstone.config import build
-from siltstone.errors import Conflict, InvalidKey, ReadOnly
+from siltstone.errors import Conflict, ReadOnly
 from siltstone.log.device import Device, superblock_of
 from siltstone.store import copies
-from siltstone.store.face import Tree
+from siltstone.store.face import Tree, check_name
 from siltstone.store.openers import kept_from_writers
 from siltstone.store.repair import repair
 from siltstone.store.report import Report
@@ -37,7 +37,6 @@ from siltstone.store.trees import TreePages
 from siltstone.store.watch import Watch, Watchers
 
 R = TypeVar("R")
-NAME_BYTES_MAX = 1024
 ATTEMPTS = 100
 
 
@@ -125,10 +124,7 @@ class Store(Tree):
 
     def tree(self, name: str) -> Tree:
         """The tree of that name, made when there is none. It has all methods of a store's own."""
-        if not isinstance(name, str):
-            raise InvalidKey(f"the name of a tree is a str, not {type(name).__name__}")
-        if not 0 < len(name.encode()) <= NAME_BYTES_MAX:
-            raise InvalidKey(f"the name of a tree has 1 to {NAME_BYTES_MAX} bytes in UTF-8")
+        check_name(name)
         tree = Tree()
         tree._store = self
         tree._bind(self._pages, name, self._pages.tree_open(name, not self.settings.read_only))

@@ -9,6 +9,7 @@ another. One that changes nothing never conflicts. Each belongs to one thread at
 
 from __future__ import annotations
 
+import abc
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from siltstone.errors import Closed, Conflict, KeyMissing
 from siltstone.store.changes import Changes, Part
+from siltstone.store.face import check_name
 from siltstone.store.tree import View
 from siltstone.store.trees import Reads, Snapshot
 
@@ -36,18 +38,20 @@ class _Writes(Part):
             self[key] = value
 
 
-class _Commit:
+class _Commit(abc.ABC):
     """The end of a batch or transaction: `commit()`, `abandon()`, or leaving `with`."""
 
     _store: Store
     _durable: bool | None
     _ended: bool
 
+    @abc.abstractmethod
     def commit(self) -> None:
-        raise NotImplementedError
+        """All changes count, or an error says why none does."""
 
+    @abc.abstractmethod
     def abandon(self) -> None:
-        raise NotImplementedError
+        """None of the changes will count."""
 
     def _check(self) -> None:
         if self._ended:
@@ -76,17 +80,28 @@ class Batch(_Commit, _Writes):
         self._store, self._durable, self._ended = store, durable, False
         self._changes = Changes(store._pages)
         self._bind(self._changes, store._root)
+        self._parts: dict[str, _Writes] = {}
 
     def __len__(self) -> int:
         """Keys that it changes."""
         return len(self._changes)
 
     def tree(self, name: str) -> _Writes:
-        """The part for another tree, which is made at once if there is none."""
+        """The part for another tree, which is made with the commit if there is none."""
         self._check()
-        part = _Writes()
-        part._bind(self._changes, self._store.tree(name)._root)
+        part = self._parts.get(name)
+        if part is None:
+            part = _Writes()
+            part._bind(self._changes, self._root_of(name))
+            self._parts[name] = part
         return part
+
+    def _root_of(self, name: str) -> int:
+        check_name(name)
+        try:
+            return self._store._pages.tree_open(name, False)
+        except KeyMissing:
+            return self._changes.new_tree(name)
 
     def commit(self) -> None:
         """All changes count from now on; waits for the medium if that was asked for."""
@@ -244,8 +259,14 @@ class Transaction(_Commit, TransactionTree):
         try:
             if len(self._changes):
                 self._changes.commit(self._durable, self._reads)
+            elif self._waits():
+                self._store.sync()  # what it has read is durable now
         finally:
             self._end()
+
+    def _waits(self) -> bool:
+        default = self._store.settings.durability == "sync"
+        return default if self._durable is None else self._durable
 
     def abandon(self) -> None:
         """Forget the changes. Idempotent."""

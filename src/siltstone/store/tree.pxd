@@ -31,6 +31,7 @@ cdef class Tree(Reader):
                     object durable, bint *refused)
     cdef object _put(self, write_t *write, int mode, bytes old, const note_t *seen, uint64_t *end,
                      bint *refused)
+    cdef int _saw(self, bint durable) except -1
     cdef int _check_write(self, bytes key, bytes value) except -1
     cdef int _large(self, write_t *write, bytes value, char *reference) except -1
     cdef object _decide(self, bytes key, object function, object durable)

@@ -10,7 +10,6 @@ Goals: a get or a set is one call of a C method. Non-goals: comparators, duplica
 are views of memory.
 """
 import errno as errors_of_os
-from itertools import islice
 
 from cpython.bytes cimport (PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize,
                             PyBytes_GET_SIZE)
@@ -39,7 +38,6 @@ cdef enum:
     PUT_IF_PRESENT = 3
     WANT_OLD = 8                # bit: the former value is the result
     MANY_ROUNDS = 16            # more levels than trees have
-    RANGE_BATCH = 4096
 
 cdef object _MISSING = object()
 cdef object _LARGE = object()   # a decision that has to be made outside of the lock
@@ -434,20 +432,14 @@ cdef class Tree(Reader):
 
     def delete_range(self, start=None, stop=None, *, prefix=None, include_start=True,
                      include_stop=False, durable=None):
-        """Delete a range as items() gives it, in batches of some thousand keys; how many. For
-        all at once, see clear(); for a small range at once, batch().
+        """Delete a range as items() gives it, at once; how many. Their keys are in memory
+        meanwhile; for everything, see clear().
         """
-        cdef Changes changes
-        cdef int64_t count = 0
-        keys = self.keys(start, stop, prefix=prefix, include_start=include_start,
-                         include_stop=include_stop)
-        while True:
-            changes = Changes(self.pages)
-            for key in islice(keys, RANGE_BATCH):
-                changes.delete(self.root, key)
-            if not len(changes):
-                return count
-            count += changes.commit(durable)
+        cdef Changes changes = Changes(self.pages)
+        for key in self.keys(start, stop, prefix=prefix, include_start=include_start,
+                             include_stop=include_stop):
+            changes.delete(self.root, key)
+        return changes.commit(durable)
 
     def clear(self, *, durable=None):
         """Delete everything, at once; how many entries there were."""
@@ -467,9 +459,18 @@ cdef class Tree(Reader):
             old = self.seen(key, &note)
             new = function(None if old is _MISSING else old)
             if new is _MISSING or (new is None and old is _MISSING) or new is old:
+                self._saw(self.pages.durable if durable is None else durable)
                 break
             self.put(key, new, PUT_ALWAYS, None, &note, durable, &refused)
         return old, new
+
+    cdef int _saw(self, bint durable) except -1:
+        """What a durable change has seen, and left as it was, is durable."""
+        cdef uint64_t end
+        self.pages.lock()
+        end = self.pages.pages.commit_end
+        pages_unlock(&self.pages.pages)
+        return self.pages.changed(end, durable)
 
     cdef int _check_write(self, bytes key, bytes value) except -1:
         if self.pages is None:
@@ -517,6 +518,7 @@ cdef class Tree(Reader):
         write.root, write.page_size, write.change, write.blob = self.root, pages.page_size, NULL, 0
         write.key, write.key_size = PyBytes_AS_STRING(key), <uint32_t>PyBytes_GET_SIZE(key)
         write.delete_, write.payload, write.payload_size = value is None, NULL, 0
+        write.done = False
         if value is not None:
             write.payload = PyBytes_AS_STRING(value)
             write.payload_size = <uint32_t>PyBytes_GET_SIZE(value)
@@ -529,7 +531,7 @@ cdef class Tree(Reader):
                 write.change = &change
                 self._large(&write, value, reference)
             former = self._put(&write, mode, old, seen, &end, &not_done)
-            if watchers is not None and end:
+            if watchers is not None and write.done:
                 watchers.publish([(self.name, key, value)])
         finally:
             if write.change != NULL and (change.items != NULL or change.notes != NULL):
@@ -541,8 +543,8 @@ cdef class Tree(Reader):
                 watchers.release()
         if refused != NULL:
             refused[0] = not_done
-        if end:
-            pages.changed(end, pages.durable if durable is None else durable)
+        # Durable is also what a change saw that then was none: a key that was gone, say.
+        pages.changed(end, pages.durable if durable is None else durable)
         return former
 
     cdef object _put(self, write_t *write, int mode, bytes old, const note_t *seen, uint64_t *end,
@@ -581,8 +583,9 @@ cdef class Tree(Reader):
                     refused[0] = write.found if old is None else (
                         not write.found or size != <uint32_t>PyBytes_GET_SIZE(old)
                         or memcmp(record, PyBytes_AS_STRING(old), size) != 0)
+                end[0] = pages.commit_end
                 if refused[0] or (write.delete_ and not write.found):
-                    pages_unlock(pages)     # nothing to do; end stays 0
+                    pages_unlock(pages)     # nothing to do
                     return former
                 result = tree_write(pages, write)
                 if result == PAGES_OK:

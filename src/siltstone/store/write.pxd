@@ -20,6 +20,7 @@ cdef struct write_t:
     uint32_t index
     bint found
     # Out
+    bint done                   # something was committed
     uint64_t bytes              # what to wait for, after PAGES_WAIT
     uint32_t records
 

@@ -135,6 +135,7 @@ cdef int tree_write(pages_t *pages, write_t *write) noexcept nogil:
         result = _write_set(pages, write, record)
     else:
         result = _write_link(pages, write)
-    if result == PAGES_OK:
+    write.done = result == PAGES_OK
+    if write.done:
         leaf_settle(pages, &write.path, write.page_size, appended, write.delete_)
     return result
