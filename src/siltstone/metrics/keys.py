@@ -73,16 +73,13 @@ def _packed(name: str, value: str, limits: Limits) -> bytes:
 
 def labels_of(key: bytes) -> dict[str, str]:
     """The labels of a key, by name. ValueError or struct.error when it is none."""
-    found, at = {}, 0
+    found, at, size_of = {}, 0, _SIZE.unpack_from
     while at < len(key):
-        name, at = _text(key, at)
-        found[name], at = _text(key, at)
+        name = at + _SIZE.size
+        middle = name + size_of(key, at)[0]
+        value = middle + _SIZE.size
+        at = value + size_of(key, middle)[0]
+        if at > len(key):
+            raise ValueError("a key that ends too early")
+        found[key[name:middle].decode()] = key[value:at].decode()
     return found
-
-
-def _text(key: bytes, at: int) -> tuple[str, int]:
-    (size,) = _SIZE.unpack_from(key, at)
-    start = at + _SIZE.size
-    if start + size > len(key):
-        raise ValueError("a key that ends too early")
-    return key[start : start + size].decode(), start + size

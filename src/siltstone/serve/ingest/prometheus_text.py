@@ -55,7 +55,8 @@ def parse(
             ended = openmetrics and line == "# EOF"
             _metadata(line, count, parsed)
             continue
-        _sample(line, count, parsed, known, openmetrics)
+        if not _repeated(line, parsed, known):
+            _sample(line, count, parsed, known, openmetrics)
     if openmetrics and not ended:
         raise ProtocolError("no # EOF at the end: the text was cut off")
     return parsed
@@ -71,6 +72,20 @@ def _metadata(line: str, count: int, parsed: Parsed) -> None:
             raise problem(count, f"{text!r} is no type of a metric", line)
         text = "unknown" if text == "untyped" else text
     parsed.tell(name, what, _unescaped(text) if what == "help" else text)
+
+
+def _repeated(line: str, parsed: Parsed, known: dict[str, Labels]) -> bool:
+    """A known series, one space, and a number: nearly every line of a target that was asked
+    before. False: it is another one, and nothing was read."""
+    series, _, value = line.rpartition(" ")
+    labels = known.get(series)
+    if labels is None:
+        return False
+    try:
+        parsed.add(labels, None, number(value))
+    except ValueError:
+        return False
+    return True
 
 
 def _sample(
