@@ -2,12 +2,14 @@
 
 `python -m bench metrics` runs all parts, `metrics.ingest` one of them. Data is host-like: gauges
 with one decimal that move slowly, counters, constants, some noise; one sample a second. Every side
-gets the same arrays. What needs a server (remote_write, victoria-metrics, prometheus) is not here.
+gets the same arrays. `metrics.served` is over HTTP, beside victoria-metrics and prometheus
+(metrics_served.py). A peer that is not installed is told in one line.
 """
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import harness
+from bench import harness, metrics_served
 from bench.harness import OURS, Row, Settings
 from siltstone.metrics.metrics import Metrics
 
@@ -71,15 +73,19 @@ def ingest(settings: Settings) -> list[Row]:
         "Parquet": _extend_parquet,
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
+    for name, module in (("duckdb", "duckdb"), ("Parquet", "pyarrow")):
+        if not all(importlib.util.find_spec(one) for one in (module, "pyarrow")):
+            print(f"{name}: not installed (pip install {module})")
+            del sides[name]
     for turn in range(settings.rounds):
         for name in sides if turn % 2 == 0 else reversed(sides):
-            with settings.directory() as path, contextlib.suppress(ModuleNotFoundError):
+            with settings.directory() as path:
                 rates[name].append(sides[name](path, columns) / 1e6)
     unit = "M samples/s"
     rows = [
         Row("extend in arrays of 1,000: head and log", unit, rates[OURS], peer,
             rates[peer], target=20, compare=False)
-        for peer in ("duckdb", "Parquet")
+        for peer in ("duckdb", "Parquet") if rates[peer]
     ]  # fmt: skip
     return [*rows, *_sustained(settings), *_single(settings)]
 
@@ -156,24 +162,32 @@ def _extend_parquet(path: Path, columns: list[Any]) -> float:
 
 
 def _sustained(settings: Settings) -> list[Row]:
-    """All included, on one core: journal, sealing, segments, merge, tiers."""
-    found, amplified = [], 0.0
-    count = settings.pick(40_000, 10_000)
-    values = [host_like(count, n) for n in range(200)]
+    """All included, on one core: journal, sealing, segments, merge, tiers. The background's thread
+    does what is not appending, so that appends go on while it waits for the disk."""
+    found, seconds, amplified = [], [], 0.0
+    count = settings.pick(40_000, 20_000)
+    columns = [host_like(count, n) for n in range(200)]
     for _ in range(settings.pick(3, 1)):
         with (
             settings.directory() as path,
             harness.pinned(harness.cores()[0]),
-            opened(path, retention_size="256MiB") as metrics,
+            opened(path, retention_size="256MiB", background=True) as metrics,
         ):
-            began = time.perf_counter()
-            fill(metrics, 200, count, values)
+            began, used = time.perf_counter(), time.process_time()
+            handles = [metrics.series("host_metric", n=str(n)) for n in range(len(columns))]
+            for number, times, values in _pieces(columns):
+                handles[number].extend(times.astype(float), values)
             metrics.compact()
             found.append(200 * count / (time.perf_counter() - began) / 1e6)
+            seconds.append((time.process_time() - used) / (200 * count) * 1e9)
             amplified = metrics.stats()["write_amplification"]
-    notes = {"bytes written a byte given": f"{amplified:.2f}"}
-    return [Row("sustained, everything included, one core", "M samples/s", found, target=5,
-                notes=notes)]  # fmt: skip
+    notes = {"CPU a sample": f"{statistics.median(seconds):.0f} ns"}
+    return [
+        Row("sustained, everything included, one core", "M samples/s", found, target=5,
+            notes=notes),
+        Row("bytes written a byte given (16 a sample), merges and tiers included", "x",
+            [amplified], target=3, at_most=True, smaller_is_better=True, exact=True),
+    ]  # fmt: skip
 
 
 def _single(settings: Settings) -> list[Row]:
@@ -213,22 +227,43 @@ def size(settings: Settings) -> list[Row]:
 
 def read(settings: Settings) -> list[Row]:
     series, count = settings.pick(1000, 100), 6 * 3600
+    newest = START + count - 1
+    rate = "sum by (host) (rate(host_metric[5m]))"
     with settings.directory() as path, opened(path, tiers=()) as metrics:
         fill(metrics, series, count)
         metrics.compact()
-        one = [count / _seconds(lambda: metrics.select('host_metric{n="0"}')) / 1e6
-               for _ in range(settings.rounds)]  # fmt: skip
-        everything = [
-            series * count / _seconds(lambda: metrics.select("host_metric")) / 1e6
-            for _ in range(settings.rounds)
-        ]
-        newest = START + count - 1
-        last = [1000 * _seconds(lambda: metrics.select("host_metric", newest, newest))
-                for _ in range(settings.rounds)]  # fmt: skip
+
+        def timed(function: Callable[[], Any]) -> list[float]:
+            return [_seconds(function) for _ in range(settings.rounds)]
+
+        one = timed(lambda: metrics.select('host_metric{n="0"}'))
+        everything = timed(lambda: metrics.select("host_metric"))
+        last = timed(lambda: metrics.query("host_metric", newest).to_json())
+        before = timed(lambda: metrics.query("host_metric", newest - 7200))
+        rates = timed(lambda: metrics.query_range(rate, START + 300, newest, 60))
+        deviation = timed(
+            lambda: metrics.query_range(
+                "max(stddev_over_time(host_metric[5m]))", START + 300, newest, 60
+            )
+        )
+        grid = metrics.query_range("host_metric", START + 300, newest, 60)
+        written = timed(grid.to_json)
+    numbers = grid.values.size
+
+    def rows(name: str, samples: int, seconds: list[float], target: float | None = None) -> Row:
+        return Row(name, "M samples/s", [samples / one / 1e6 for one in seconds], target=target)
+
+    def spent(name: str, seconds: list[float]) -> Row:
+        return Row(name, "ms", [1000 * one for one in seconds], smaller_is_better=True)
+
     return [
-        Row("raw range of one series, decoded", "M samples/s", one, target=100),
-        Row(f"raw range of {series} series, decoded", "M samples/s", everything),
-        Row(f"last sample of {series} series", "ms", last, smaller_is_better=True),
+        rows("raw range of one series, decoded (21,600 samples)", count, one, 100),
+        rows(f"raw range of {series} series, decoded", series * count, everything, 100),
+        spent(f"last value of {series} live series, with JSON", last),
+        spent(f"value of {series} series two hours ago", before),
+        spent(f"sum by (rate[5m]), {series} series, 6 h, step 60 s", rates),
+        spent(f"max(stddev_over_time[5m]), {series} series, 6 h, step 60 s", deviation),
+        rows(f"JSON of {numbers} samples", numbers, written),
     ]
 
 
@@ -266,19 +301,52 @@ def memory(settings: Settings) -> list[Row]:
 def opening(settings: Settings) -> list[Row]:
     """The time to open what is stored, for two sizes: it should not grow with them."""
     found = []
-    for count in settings.pick((20_000, 200_000), (20_000,)):
+    for millions in settings.pick((10, 1000), (2, 20)):
         with settings.directory() as path:
-            with opened(path, tiers=()) as metrics:
-                fill(metrics, 100, count)
+            options = {"tiers": (), "retention_size": "2GiB"}
+            with opened(path, **options) as metrics:
+                _much(metrics, millions)
+                size = metrics.stats()["segments"]
+            samples = sum(kind["samples"] for kind in size.values())
+            assert samples == millions * 1_000_000
+            before = harness.resident_bytes()
             began = time.perf_counter()
-            with opened(path, tiers=()) as metrics:
+            with opened(path, **options) as metrics:
                 spent = time.perf_counter() - began
-            found.append(Row(f"open {count // 10_000} M samples", "s", [spent], target=1,
-                             at_most=True, smaller_is_better=True))  # fmt: skip
+                resident = harness.resident_bytes() - before
+            notes = {"on disk": f"{sum(kind['bytes'] for kind in size.values()) / 1e6:.0f} MB",
+                     "memory": f"{resident / 1e6:.1f} MB"}  # fmt: skip
+            found.append(Row(f"open {millions} M samples", "s", [spent], target=1, at_most=True,
+                             smaller_is_better=True, notes=notes))  # fmt: skip
     return found
 
 
-PARTS = {"ingest": ingest, "size": size, "read": read, "memory": memory, "opening": opening}
+def _much(metrics: Metrics, millions: int) -> None:
+    """So many samples of 100 series, quickly: values that hardly change, in long arrays."""
+    many = 100_000
+    values = np.repeat(np.arange(many // 1000), 1000).astype(float)
+    handles = [metrics.series("host_metric", n=str(n)) for n in range(100)]
+    for turn in range(millions * 1_000_000 // (many * len(handles))):
+        times = START + np.arange(turn * many, (turn + 1) * many)
+        for handle in handles:
+            handle.extend(times, values)
+    for handle in handles[: millions * 1_000_000 % (many * len(handles)) // many]:
+        handle.extend(START + np.arange(1000 * many, 1001 * many), values)
+    metrics.compact()
+
+
+def served(settings: Settings) -> list[Row]:
+    return metrics_served.run(settings, host_like)
+
+
+PARTS = {
+    "ingest": ingest,
+    "size": size,
+    "read": read,
+    "memory": memory,
+    "opening": opening,
+    "served": served,
+}
 
 
 def run(settings: Settings) -> list[Row]:

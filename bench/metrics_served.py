@@ -2,8 +2,9 @@
 with the same bodies, then asked the same questions through Prometheus' API.
 
 The servers run with their defaults but for retention, on all cores, one at a time; the client asks
-one question after the other over one connection. Answers are compared. Bytes are those on the disk
-after the merge that each server offers (prometheus: a snapshot, which turns its head into a block).
+one question after the other over one connection. Answers are compared; windows of victoria-metrics
+are open at their start and its rates are not extrapolated, so its answers differ by design. Bytes
+are those on the disk after the merge that each server offers (prometheus: a snapshot, which makes a block of its head).
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ class Kind:
     program: str
     arguments: Callable[[Path, int], list[str]]
     merge: Callable[[Served], int]  # bytes on the disk afterwards
-    write: str = "/api/v1/write"
     extra: str = ""  # of a query
+    settle: str = ""  # what makes all that was written visible
 
     def command(self) -> str | None:
         beside = Path(sys.executable).with_name(self.program)
@@ -140,7 +141,6 @@ def _merged_prometheus(served: Served) -> int:
 
 
 def _merged_victoria(served: Served) -> int:
-    served.ask("GET", "/internal/force_flush")
     served.ask("GET", "/internal/force_merge")
     before = -1
     while (now := disk_bytes(served.path / "data")) != before:
@@ -180,6 +180,7 @@ KINDS = (
         ],
         _merged_victoria,
         extra="&nocache=1",
+        settle="/internal/force_flush",
     ),
     Kind(
         "prometheus",
@@ -267,9 +268,11 @@ def measure(kind: Kind, path: Path, columns: list[Any], rounds: int) -> Measured
         sent = list(bodies(columns))
         began, before = time.perf_counter(), harness.cpu_seconds(served.process.pid)
         for body in sent:
-            served.ask("POST", kind.write, body)
+            served.ask("POST", "/api/v1/write", body)
         spent = time.perf_counter() - began
         cpu = harness.cpu_seconds(served.process.pid) - before
+        if kind.settle:
+            served.ask("GET", kind.settle)
         seconds: dict[str, list[float]] = {}
         answers = {}
         for name, (query, parameters) in questions(len(columns), end).items():
