@@ -4,7 +4,8 @@ with the same bodies, then asked the same questions through Prometheus' API.
 The servers run with their defaults but for retention, on all cores, one at a time; the client asks
 one question after the other over one connection. Answers are compared; windows of victoria-metrics
 are open at their start and its rates are not extrapolated, so its answers differ by design. Bytes
-are those on the disk after the merge that each server offers (prometheus: a snapshot, which makes a block of its head).
+are those on the disk after the merge that each server offers (prometheus: a snapshot, which makes
+a block of its head).
 """
 
 from __future__ import annotations

@@ -351,6 +351,79 @@ def test_the_quota_holds_and_the_oldest_goes(tmp_path):
     metrics.close()
 
 
+def stored(path, **options):
+    """Much noise in a small store; then what is there."""
+    rng = np.random.default_rng(1)
+    with Metrics(path, segment_size=SEGMENT, background=False, **options) as metrics:
+        noise(metrics, rng, 0, 60)
+        metrics.compact()
+        return metrics.select("m")[0].times.size
+
+
+def noise(metrics, rng, first, last):
+    """30 KB of each thousand seconds."""
+    for number in range(first, last):
+        times = T0 + number * 1000 + np.arange(1000)
+        for n in range(4):
+            metrics.extend("m", {"n": str(n)}, times, rng.normal(size=1000))
+        metrics.engine.step()
+
+
+def reopened(path, **options):
+    return Metrics(path, background=False, **options)
+
+
+def test_a_quota_can_grow(tmp_path):
+    before = stored(tmp_path, retention_size="2MiB")
+    with reopened(tmp_path, retention_size="8MiB") as metrics:
+        assert metrics.select("m")[0].times.size == before
+        noise(metrics, np.random.default_rng(2), 60, 300)
+        assert 3 << 20 < metrics.size_on_disk <= 8 << 20
+        assert metrics.select("m")[0].times.size > 3 * before
+        assert metrics.verify().problems == []
+    with reopened(tmp_path) as metrics:  # remembered
+        assert metrics.settings.slots == 127
+    with reopened(tmp_path, read_only=True, retention_size="2MiB") as metrics:
+        assert metrics.settings.slots == 127
+
+
+def test_a_smaller_quota_deletes_nothing_unasked(tmp_path):
+    before = stored(tmp_path, retention_size="8MiB")
+    with pytest.raises(ConfigError, match="the oldest would be deleted") as caught:
+        reopened(tmp_path, retention_size="1280KiB")
+    assert "from 2023-11-14T22:13:20.000 on" in str(caught.value)
+    assert "retention_drop=True" in str(caught.value)
+    with reopened(tmp_path) as metrics:
+        assert metrics.settings.slots == 127
+        assert metrics.select("m")[0].times.size == before
+    with reopened(tmp_path, retention_size="4MiB") as metrics:  # it fits: nothing goes
+        assert metrics.select("m")[0].times.size == before
+        assert metrics.settings.slots == metrics.engine.log.slots_max < 64
+        metrics.backup(tmp_path / "copy")
+    for path in (tmp_path, tmp_path / "copy"):
+        with reopened(path) as metrics:
+            assert metrics.settings.slots == 63
+            assert metrics.select("m")[0].times.size == before
+
+
+def test_a_smaller_quota_drops_the_oldest_when_told_to(tmp_path):
+    before = stored(tmp_path, retention_size="8MiB")
+    with reopened(tmp_path, retention_size="1280KiB", retention_drop=True) as metrics:
+        left = metrics.select("m")[0]
+        assert 0 < left.times.size < before
+        assert left.times[-1] == (T0 + 60_000 - 1) * 1000  # the newest are there
+        assert metrics.stats()["segments_dropped"] > 0
+        assert metrics.size_on_disk <= 1280 << 10
+        assert len(metrics.segments()) >= metrics.settings.slots
+        fill(metrics, samples=5000, start=T0 + 60_000)
+        metrics.compact()
+        assert metrics.size_on_disk <= 1280 << 10
+        assert metrics.verify().problems == []
+    with reopened(tmp_path) as metrics:
+        assert metrics.settings.retention_size <= 1280 << 10
+        assert metrics.select('m{n="0"}')[0].times.size >= 5000
+
+
 def test_what_is_too_old_is_hidden_at_once_and_dropped_in_time():
     clock = ManualClock(T0 * 1000)
     metrics = Metrics.on_device(crash_device(), settings(48, retention_time="1h"), clock=clock)

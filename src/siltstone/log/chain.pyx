@@ -145,7 +145,7 @@ cdef uint32_t choose(ordered_t *stream, uint32_t flags) noexcept nogil:
     """The lowest free slot, so that the file's end can be given back."""
     cdef uint32_t slot = stream.free_hint
     cdef uint32_t spare = 0 if flags & ORDERED_URGENT else stream.slots_kept
-    if stream.slots_used + spare >= stream.slot_limit:
+    if stream.slots_used + spare >= stream.slots_max:
         return SLOT_NONE
     while slot < stream.slot_capacity and stream.segments[slot].state != SEGMENT_FREE:
         slot += 1
@@ -159,7 +159,7 @@ cdef uint32_t choose(ordered_t *stream, uint32_t flags) noexcept nogil:
 
 cdef uint32_t chain_take(ordered_t *stream, uint32_t spare) noexcept nogil:
     cdef uint32_t slot = SLOT_NONE
-    if stream.slots_used + spare < stream.slot_limit:
+    if stream.slots_used + spare < stream.slots_max:
         slot = choose(stream, ORDERED_URGENT)
     if slot != SLOT_NONE:
         stream.segments[slot].state = SEGMENT_TAKEN

@@ -445,6 +445,18 @@ class FileDevice(Device):
             ),
         )
 
+    def grow(self, segments: int) -> None:
+        """More segments, from the next opening on. Of a growable device that is one file."""
+        assert self.growable, self.paths
+        assert len(self._files) == 1, self.paths
+        if segments > SEGMENTS_MAX:
+            raise ConfigError(
+                f"{self.paths[0]}: {segments} segments are more than {SEGMENTS_MAX}, and their "
+                f"size of {self.segment_bytes} bytes stays: back up into a new directory"
+            )
+        for _ in range(superblocks.COPIES):
+            self.write_superblock(segment_count=segments, file_segments=segments)
+
     def lock_again(self) -> None:
         """In a forked child of a member: locks are not inherited."""
         for file in self._files:

@@ -118,6 +118,7 @@ cdef struct ordered_t:
     ordered_segment_t *segments     # by slot
     uint32_t slot_capacity          # of `segments`
     uint32_t slot_limit             # the device's
+    uint32_t slots_max              # that may be used, whichever they are
     uint32_t slots_used             # not SEGMENT_FREE
     uint32_t free_hint              # no free slot below
     uint64_t *table                 # by version & (table_size - 1): version << 24 | slot

@@ -91,7 +91,7 @@ cdef int ordered_init(ordered_t *stream, device_t *device, pool_t *pool, uint32_
     stream.device = device
     stream.pool = pool
     stream.segment_bytes = device.segment_bytes
-    stream.slot_limit = device.segment_count
+    stream.slot_limit = stream.slots_max = device.segment_count
     stream.buffer_bytes = buffer_bytes
     stream.buffer_count = buffer_count
     stream.oldest = stream.next = 1         # 0 means "no buffer" in the table of reservations

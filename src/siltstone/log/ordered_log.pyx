@@ -585,7 +585,16 @@ cdef class OrderedLog:
     @property
     def slots_free(self):
         """Slots that the stream and the engine may still take."""
-        return self.stream.slot_limit - self.stream.slots_used
+        return max(0, <int64_t>self.stream.slots_max - <int64_t>self.stream.slots_used)
+
+    @property
+    def slots_max(self):
+        """Slots that may be used at a time: those of the device, or less. What is used stays."""
+        return self.stream.slots_max
+
+    @slots_max.setter
+    def slots_max(self, uint32_t slots):
+        self.stream.slots_max = min(slots, self.stream.slot_limit)
 
     # Looking in
 

@@ -49,7 +49,7 @@ def backup(engine: Engine, path: Path) -> Report:
     with engine.work:
         state = engine.checkpoint()
         device = FileDevice(
-            [(path / UNFINISHED, engine.settings.slots * engine.settings.segment_size)],
+            [(path / UNFINISHED, engine.device.segment_count * engine.settings.segment_size)],
             engine.settings.segment_size,
             engine="metrics",
             preallocate=False,
@@ -75,5 +75,6 @@ def _copy(engine: Engine, device: FileDevice, state: State, report: Report) -> N
         report.chunks += segment.chunk_count
         report.samples += segment.samples
     device.sync()
+    device.write_superblock(engine_data=engine.device.superblock.engine_data)
     log.checkpoint(pack(state))
     log.close()

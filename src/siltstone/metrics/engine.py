@@ -172,6 +172,8 @@ class Engine:
                 self.head.restore(arrived.id, arrived.times, arrived.values, arrived.late)
                 self.head.note_newest(arrived.id, arrived.newest)
         self.head.journal_max = self.journal_segments_max * self.settings.segment_size
+        if not self.settings.read_only:
+            self.retention.keep_quota()
         new = self.recovery.outcome == "new"  # its first checkpoint says which tiers it has
         if (new or self.recovery.needs_checkpoint) and not self.settings.read_only:
             self.checkpoint()

@@ -22,6 +22,7 @@ from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
 from siltstone.config import build, format_duration, parse_duration
 from siltstone.errors import Closed, ForkedProcess, InvalidValue, LimitReached, ReadOnly
 from siltstone.log.device import Device, FileDevice, make_directory, read_superblock
+from siltstone.log.superblock import FIRST_DATA_OFFSET
 from siltstone.log.workers import WorkerPool
 from siltstone.metrics import promql as evaluator
 from siltstone.metrics.background import CARE, FLUSH, Background
@@ -32,6 +33,7 @@ from siltstone.metrics.netdata_import import ImportReport
 from siltstone.metrics.query import TierSeries
 from siltstone.metrics.report import Report
 from siltstone.metrics.result import Result
+from siltstone.metrics.retention import quota_of
 from siltstone.metrics.selectors import matchers_of
 from siltstone.metrics.settings import MetricsSettings
 from siltstone.metrics.source import NAME_LABEL, Latest, Matcher, Points, Series
@@ -60,7 +62,10 @@ class Metrics:
     ) -> None:
         self.path = Path(path)
         file = self.path / FILE
-        self.settings = build(MetricsSettings, {"path": path, **_sizes_of(file), **options})
+        found = _sizes_of(file)
+        if options.get("read_only"):  # the quota is the writer's
+            options = {**options, **found}
+        self.settings = build(MetricsSettings, {"path": path, **found, **options})
         self._clock, self._rng = clock, rng
         self._own_tiers = "tiers" not in options
         self._closed = False
@@ -73,9 +78,21 @@ class Metrics:
         self._open(self._device())
 
     def _device(self) -> FileDevice:
+        """The file, with as many slots as the quota holds; more, if it has them already."""
+        device = self._file_device(None if (self.path / FILE).exists() else self.settings.slots)
+        if device.segment_count >= self.settings.slots or self.settings.read_only:
+            return device
+        try:
+            device.grow(self.settings.slots)
+        finally:
+            device.close()
+        return self._file_device(None)
+
+    def _file_device(self, slots: int | None) -> FileDevice:
         read_only = self.settings.read_only
+        size = None if slots is None else slots * self.settings.segment_size
         return FileDevice(
-            [(self.path / FILE, self.settings.slots * self.settings.segment_size)],
+            [(self.path / FILE, size)],
             self.settings.segment_size,
             engine=ENGINE,
             create=not read_only,
@@ -427,4 +444,5 @@ def _sizes_of(file: Path) -> dict[str, Any]:
     if superblock is None or superblock.engine != ENGINE:
         return {}
     size = superblock.segment_bytes
-    return {"segment_size": size, "retention_size": superblock.segment_count * size + 8192}
+    slots = quota_of(superblock)
+    return {"segment_size": size, "retention_size": slots * size + FIRST_DATA_OFFSET}

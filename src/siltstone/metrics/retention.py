@@ -11,9 +11,14 @@ Before raw data goes, the tiers are brought up to it. The caller holds the engin
 from __future__ import annotations
 
 import errno
+import struct
 from typing import TYPE_CHECKING, Final
 
-from siltstone.errors import EnvironmentFailure
+import numpy as np
+
+from siltstone.config import format_size
+from siltstone.errors import ConfigError, EnvironmentFailure
+from siltstone.log.superblock import FIRST_DATA_OFFSET, Superblock
 from siltstone.metrics.change import Change
 from siltstone.metrics.segment import FRESH, RAW, TIER, Segment
 
@@ -22,6 +27,13 @@ if TYPE_CHECKING:
 
 KEPT_FOR_CHECKPOINTS: Final = 2  # the log's own: slots_kept
 KEPT_FOR_MERGING: Final = 2
+_QUOTA: Final = struct.Struct("<I")  # the engine's data in the superblock: slots; 0 = all
+
+
+def quota_of(superblock: Superblock) -> int:
+    """Slots that may be used, of a file that may have more of them."""
+    (slots,) = _QUOTA.unpack_from(superblock.engine_data)
+    return slots or superblock.segment_count
 
 
 class Retention:
@@ -52,6 +64,35 @@ class Retention:
             for segment in old:
                 self._drop(segment)
             return len(old)
+
+    def keep_quota(self) -> None:
+        """After opening: the quota of the settings counts from now on. ConfigError when what is
+        stored does not fit and may not be dropped."""
+        engine = self._engine
+        slots = min(engine.settings.slots, engine.device.segment_count)
+        before = quota_of(engine.device.superblock)
+        engine.log.slots_max = slots
+        if slots < before and engine.log.slots_free < KEPT_FOR_CHECKPOINTS + KEPT_FOR_MERGING:
+            if not engine.settings.retention_drop:
+                raise self._would_drop()
+            with engine.work:
+                self.make_room(0)
+        if slots != before:
+            data = _QUOTA.pack(slots).ljust(len(engine.device.superblock.engine_data), b"\0")
+            engine.device.write_superblock(engine_data=data)
+
+    def _would_drop(self) -> ConfigError:
+        engine, size = self._engine, self._engine.settings.segment_size
+        engine.log.slots_max = engine.device.segment_count
+        used = engine.device.segment_count - engine.log.slots_free
+        enough = (used + KEPT_FOR_CHECKPOINTS + KEPT_FOR_MERGING) * size + FIRST_DATA_OFFSET
+        oldest = min((one.start_ms for one in engine.segments.values()), default=0)
+        return ConfigError(
+            f"retention_size {format_size(engine.settings.retention_size)} is less than the "
+            f"{format_size(used * size)} that are stored (from {np.datetime64(oldest, 'ms')} on): "
+            f"the oldest would be deleted. Give {format_size(enough)} or more to keep all, or "
+            "retention_drop=True to have that done"
+        )
 
     def make_room(self, wanted: int) -> None:
         """So many slots for what comes next, beside those that are kept; before a change begins.

@@ -66,6 +66,9 @@ class MetricsSettings(SettingsBase):
     retention_size: int = setting(
         GIB, SIZE, "all that is on the disk; the oldest goes first", high=1 << 50
     )
+    retention_drop: bool = setting(
+        False, SWITCH, "a retention_size made smaller may delete the oldest data at once"
+    )
     retention_time: float = setting(
         None, DURATION, "samples older than this are gone; none: only the size counts", low=1
     )

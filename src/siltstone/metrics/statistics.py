@@ -72,4 +72,5 @@ def segment_map(engine: Engine) -> list[dict[str, Any]]:
             "live_bytes": segment.end,
         }
     free = {"state": "free", "stream": None, "version": 0, "filled_bytes": 0, "live_bytes": 0}
-    return [slots.get(slot, free | {"slot": slot}) for slot in range(engine.settings.slots)]
+    count = max(engine.settings.slots, 1 + max(slots, default=0))
+    return [slots.get(slot, free | {"slot": slot}) for slot in range(count)]
