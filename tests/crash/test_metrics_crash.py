@@ -173,7 +173,8 @@ metrics = Metrics(sys.argv[1], retention_size="3MiB", segment_size="64KiB", tier
                   flush_interval=0.05)
 series = [metrics.series("m", n=str(n)) for n in range(3)]
 found = metrics.select("m")
-number = int(found[0].times[-1]) // 1000 + 1 if found else 1_700_000_000
+# the kill may have come between the three: from where the last of them stands
+number = min(int(one.times[-1]) for one in found) // 1000 + 1 if found else 1_700_000_000
 print("open", number, flush=True)
 while True:
     for n, one in enumerate(series):
