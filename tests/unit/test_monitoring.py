@@ -154,6 +154,15 @@ def test_a_series_that_is_refused_does_not_cost_the_others(server: Server) -> No
     assert (server.value("good"), server.value("better")) == (1.0, 2.0)
 
 
+def test_a_head_without_end_closes_the_connection(server: Server) -> None:
+    for piece in (b"X: " + b"y" * 8000 + b"\r\n", b"y" * 8000):  # many lines, or one
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            connection.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\nX: ")
+            with pytest.raises(ConnectionError):  # long before all is sent
+                connection.sendall(piece * 10_000)
+    assert server.ask("GET", "/-/healthy", headers={"X": "y" * 30_000})[0] == 200
+
+
 def test_a_clean_stop_and_what_cannot_be_read(server: Server) -> None:
     assert server.ask("POST", "/api/v1/write", b"no snappy")[0] == 400
     # of a newer protocol: a sender falls back to what is read here

@@ -25,6 +25,7 @@ from starlette.routing import BaseRoute, Route
 
 from siltstone.errors import EnvironmentFailure
 from siltstone.serve import exposition
+from siltstone.serve.http_protocol import protocol
 from siltstone.serve.observe import Observer
 from siltstone.serve.prometheus import success
 from siltstone.serve.server import loop_factory
@@ -96,6 +97,7 @@ class HttpServer:
         self.address = "{}:{}".format(*self._socket.getsockname()[:2])
         config = uvicorn.Config(
             app,
+            http=protocol(),
             log_config=None,
             access_log=False,
             lifespan="off",
