@@ -167,13 +167,6 @@ def test_the_longest_key_and_payload():
     agrees(decode(node.encode()), {key: payload, key[:-1]: b"", b"": b""})
 
 
-def test_a_split_point_leaves_something_on_both_sides():
-    node = filled({b"%d" % number: b"v" * 10 for number in range(9)})
-    assert node.split_point(0) == 1
-    assert node.split_point(10**6) == 8
-    assert node.split_point(75) == 5
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(KEYS, PAYLOADS, max_size=12), st.booleans(), st.data())
 def test_a_damaged_image_is_refused_or_is_a_page(pairs, inner, data: st.DataObject):

@@ -438,7 +438,7 @@ cdef int open_buffer(ordered_t *stream, uint32_t flags, uint64_t deadline_ns) no
 cdef int claim(ordered_t *stream, uint32_t bytes, uint32_t flags,
                ordered_buffer_t **found) noexcept nogil:
     """A buffer with room for `bytes` at its end. Lock held; may be dropped and taken again."""
-    cdef uint64_t deadline_ns = now_ns() + <uint64_t>stream.wait_ms * 1000000
+    cdef uint64_t deadline_ns = 0      # asking the clock costs as much as a small append
     cdef ordered_buffer_t *buffer
     cdef int result
     while True:
@@ -451,6 +451,8 @@ cdef int claim(ordered_t *stream, uint32_t bytes, uint32_t flags,
                 return LOG_OK
             if not buffer.sealed:
                 seal(stream, buffer)
+        if deadline_ns == 0:
+            deadline_ns = now_ns() + <uint64_t>stream.wait_ms * 1000000
         result = open_buffer(stream, flags, deadline_ns)
         if result != LOG_OK and result != WAIT:
             return result

@@ -6,6 +6,7 @@
     fragment := change*
     change   := op (1) | word (4) | key | payload       op 1 set, 2 delete, 3 cut at this key
 
+Op 3 is read and no longer written: a page that is cut is written whole.
 A fragment's keys are whole. In an inner node the empty key names entry 0, which can be set and
 not deleted. Deleting what is absent changes nothing. What is decoded is not trusted: the log's
 checksum says that the bytes are those which were written, these checks that they make sense, so

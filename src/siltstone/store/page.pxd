@@ -242,8 +242,6 @@ cdef node_t *node_slice(const node_t *node, uint32_t begin, uint32_t end,
 # `right` behind `left`; of inner nodes, `separator` becomes the key of right's first entry.
 cdef node_t *node_join(const node_t *left, const node_t *right, const char *separator,
                        uint32_t separator_size) noexcept nogil
-# Where to cut so that the left part keeps about `wanted` bytes of image; 1 .. count - 1.
-cdef uint32_t node_split_point(const node_t *node, uint32_t begin, uint32_t wanted) noexcept nogil
 # The shortest key above entry index - 1 and not above entry `index`; returns its size.
 cdef uint32_t node_separator(const node_t *node, uint32_t index, char *out) noexcept nogil
 

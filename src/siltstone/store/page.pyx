@@ -347,16 +347,6 @@ cdef node_t *node_join(const node_t *left, const node_t *right, const char *sepa
     return made
 
 
-cdef uint32_t node_split_point(const node_t *node, uint32_t begin, uint32_t wanted) noexcept nogil:
-    cdef uint32_t index = begin, size = 0
-    while index < node.count - 1:
-        size += word_bytes(record_word(node_record(node, index)))
-        index += 1
-        if size >= wanted:
-            break
-    return index
-
-
 cdef uint32_t node_separator(const node_t *node, uint32_t index, char *out) noexcept nogil:
     cdef uint32_t left_size, right_size, common
     cdef const char *left = _suffix(node, index - 1, &left_size)

@@ -93,9 +93,6 @@ cdef class Node:
         return self._made(node_join(self.node, right.node, PyBytes_AS_STRING(separator),
                                     <uint32_t>PyBytes_GET_SIZE(separator)))
 
-    def split_point(self, uint32_t wanted):
-        return node_split_point(self.node, 0, wanted)
-
     def separator(self, uint32_t index):
         out = PyBytes_FromStringAndSize(NULL, node_key_size(self.node, index))
         size = node_separator(self.node, index, PyBytes_AS_STRING(out))
