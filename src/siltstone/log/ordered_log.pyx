@@ -472,7 +472,9 @@ cdef class OrderedLog:
             if segment.state != SEGMENT_FREE:
                 last = slot
         pthread_mutex_unlock(&stream.lock)
-        self._give_back_end(last + 1)
+        # Not at once: what is cut off today and wanted again tomorrow has to be filled with zeros.
+        if self.device.slots_present() > last + 1 + stream.slots_used // 2:
+            self._give_back_end(last + 1)
 
     # Giving back needs Python and may drop the GIL: never under the stream's lock, for which others
     # wait with the GIL held. Slots are marked as without blocks first, and `zeroing` keeps them so
@@ -527,18 +529,23 @@ cdef class OrderedLog:
 
     def _punch_free(self):
         cdef ordered_t *stream = &self.stream
-        cdef uint32_t slot
+        cdef uint32_t slot, last = 0
         if not self._zeroing_begin():
             return
         found = []
+        for slot in range(stream.slot_capacity):
+            if stream.segments[slot].state != SEGMENT_FREE:
+                last = slot
         for slot in range(stream.slot_capacity):
             if stream.segments[slot].state == SEGMENT_FREE and stream.segments[slot].allocated:
                 stream.segments[slot].allocated = 0     # to be filled with zeros before its turn
                 found.append(slot)
         pthread_mutex_unlock(&stream.lock)
         try:
+            self.device.truncate(last + 1)
             for each in found:
-                self.device.punch(each)
+                if each < last:
+                    self.device.punch(each)
         finally:
             self._zeroing_end()
 

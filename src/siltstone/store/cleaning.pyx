@@ -7,6 +7,7 @@ stamps stay, nobody's pointer gets old. A page in memory is not read; one that i
 copied from the segment's image as it is. The lock is held for one page at a time.
 """
 from libc.errno cimport ENOMEM
+from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -68,7 +69,7 @@ cdef int64_t space_victim(pages_t *pages, uint32_t below, uint64_t before,
         live = <double>segment.live_bytes / <double>pages.stream.segment_bytes
         if live * 1000 >= below:
             continue
-        score = (1 - live) * <double>(pages.stream.version - segment.version) / (1 + live)
+        score = (1 - live) * sqrt(<double>(pages.stream.version - segment.version)) / (1 + live)
         if score > best:
             best = score
             found = slot

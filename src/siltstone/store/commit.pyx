@@ -62,14 +62,20 @@ cdef int keep_version(pages_t *pages, uint64_t pid, entry_t *entry, bint copy) n
     return version_keep(pages, pid, entry, copy)
 
 
+cdef inline uint64_t links_bytes_max(uint64_t pid, const entry_t *entry) noexcept nogil:
+    """Half of the base's bytes to all of them, by pid: pages that are changed equally often must
+    not all be written whole at the same time, since the file would have to hold both forms."""
+    cdef uint64_t share = 128 + ((pid * <uint64_t>2654435761) >> 16 & 127)
+    return max(<uint64_t>512, entry.first.bytes * share >> 8)
+
+
 cdef int prepare_link(pages_t *pages, uint64_t pid, entry_t *entry, uint64_t size) noexcept nogil:
     """Whatever applying a fragment of `size` bytes may need. The node must be in memory."""
     cdef int result
     if entry.node == NULL:
         return PAGES_MISS
     # A chain that grew too long is written whole before it grows further.
-    if (entry.count >= pages.links_max
-            or entry.link_bytes > max(<uint32_t>512, entry.first.bytes)):
+    if entry.count >= pages.links_max or entry.link_bytes > links_bytes_max(pid, entry):
         result = page_rewrite(pages, pid, entry)
         if result == PAGES_OK:
             pages.counters.consolidated_bytes += entry.first.bytes
