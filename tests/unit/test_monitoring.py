@@ -233,8 +233,9 @@ def test_all_ways_in_and_the_way_out(tmp_path: Path, free_port: Callable[[], int
             assert wait_for(server, "by_statsd") == 2.0
             assert wait_for(server, 'work_total{job="machine"}') == 7.0
             assert wait_for(server, "up") == 1.0
-            body = remote_write("kept", 5.0)
-            assert server.ask("POST", "/api/v1/write", body)[0] == 204
+            for number in range(20):
+                body = remote_write(f"kept_{number:02}", float(number))
+                assert server.ask("POST", "/api/v1/write", body)[0] == 204
             text = server.ask("GET", "/metrics")[1]
             assert b'siltstone_remote_write_samples_sent_total{remote="far"} 0' in text
             assert b'siltstone_scrape_targets{health="up"} 1' in text
@@ -247,9 +248,11 @@ def test_all_ways_in_and_the_way_out(tmp_path: Path, free_port: Callable[[], int
         again = Server(tmp_path / "data", settings)
         try:
             deadline = time.monotonic() + 20
-            while b"kept" not in b"".join(plain(asked) for asked in far.asked[before:]):
+            while b"kept_19" not in (got := b"".join(map(plain, far.asked[before:]))):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
+            # all that was acknowledged, in its order
+            assert re.findall(rb"kept_(\d+)", got) == [b"%02d" % number for number in range(20)]
             while b"Work done." not in again.ask("GET", "/api/v1/metadata")[1]:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)

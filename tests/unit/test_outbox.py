@@ -11,7 +11,7 @@ import pytest
 from siltstone.errors import DeviceFailed, EnvironmentFailure
 from siltstone.log.foreign import NewFile
 from siltstone.serve import outbox
-from siltstone.serve.outbox import HEAD, MAGIC, Outbox
+from siltstone.serve.outbox import HEAD, MAGIC, Outbox, left_behind
 
 MIB = 1 << 20
 SMALL = 64 << 10  # the smallest file
@@ -228,3 +228,10 @@ def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFailure):
         Outbox(tmp_path / "file", size_max=MIB)
+
+
+def test_queues_that_nobody_sends_are_found(tmp_path: Path) -> None:
+    assert left_behind(tmp_path / "none", set()) == []
+    for name in ("b", "a", "kept"):
+        Outbox(tmp_path / name, size_max=MIB).close()
+    assert left_behind(tmp_path, {"kept", "new"}) == ["a", "b"]

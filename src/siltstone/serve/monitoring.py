@@ -33,6 +33,7 @@ from siltstone.serve.loop import LoopThread, Service
 from siltstone.serve.machine import machine_samples
 from siltstone.serve.metadata import Metadata, MetadataKeeper
 from siltstone.serve.observe import Observer, Recorder
+from siltstone.serve.outbox import left_behind
 from siltstone.serve.prometheus import PrometheusApi
 from siltstone.serve.scraping import Scraper
 from siltstone.serve.sections import inputs
@@ -67,6 +68,11 @@ class Monitoring:
             Forwarder(one, _queues(directory), self._labels_of, clock)
             for one in sections["remote_write"]
         ]
+        if directory is not None:
+            names = {one.name for one in sections["remote_write"]}
+            for name in left_behind(directory / QUEUES, names):
+                text = "%s holds samples for a [[remote_write]] that is not in the settings"
+                log.warning(text, directory / QUEUES / name)
         self.sink = Sink(metrics, metadata, self.forwarders)
         self.scraper = Scraper(sections["scrape"], self.sink, clock)
         statsd = StatsdTaker(sections["statsd"], self.sink, clock)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -266,6 +267,13 @@ class Outbox:
 
     def _path(self, number: int, suffix: str) -> Path:
         return self.directory / f"{number:012}{suffix}"
+
+
+def left_behind(directory: Path, names: Collection[str]) -> list[str]:
+    """Queues in a directory that are none of these."""
+    if not directory.is_dir():
+        return []
+    return [name for name in names_in(directory) if name not in names]
 
 
 def _checksum(number: int, offset: int, samples: int, message: bytes) -> int:
