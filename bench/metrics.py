@@ -180,13 +180,16 @@ def _sustained(settings: Settings) -> list[Row]:
             metrics.compact()
             found.append(200 * count / (time.perf_counter() - began) / 1e6)
             seconds.append((time.process_time() - used) / (200 * count) * 1e9)
-            amplified = metrics.stats()["write_amplification"]
+            stats = metrics.stats()
+            amplified = stats["write_amplification"]
+            stored = sum(kind["bytes"] for kind in stats["segments"].values()) / (200 * count)
     notes = {"CPU a sample": f"{statistics.median(seconds):.0f} ns"}
+    parts = {"written a sample": f"{16 * amplified:.1f} bytes (journal 8), stored {stored:.2f}"}
     return [
         Row("sustained, everything included, one core", "M samples/s", found, target=5,
             notes=notes),
         Row("bytes written a byte given (16 a sample), merges and tiers included", "x",
-            [amplified], target=3, at_most=True, smaller_is_better=True, exact=True),
+            [amplified], target=3, at_most=True, smaller_is_better=True, exact=True, notes=parts),
     ]  # fmt: skip
 
 
@@ -237,6 +240,10 @@ def read(settings: Settings) -> list[Row]:
             return [_seconds(function) for _ in range(settings.rounds)]
 
         one = timed(lambda: metrics.select('host_metric{n="0"}'))
+        long = settings.pick(1_000_000, 200_000)
+        metrics.extend("long", {}, START + np.arange(long), host_like(long, 0))
+        metrics.compact()
+        whole = timed(lambda: metrics.select("long"))
         everything = timed(lambda: metrics.select("host_metric"))
         last = timed(lambda: metrics.query("host_metric", newest).to_json())
         before = timed(lambda: metrics.query("host_metric", newest - 7200))
@@ -257,7 +264,8 @@ def read(settings: Settings) -> list[Row]:
         return Row(name, "ms", [1000 * one for one in seconds], smaller_is_better=True)
 
     return [
-        rows("raw range of one series, decoded (21,600 samples)", count, one, 100),
+        rows(f"raw range of one series, decoded: {long} samples", long, whole, 100),
+        rows("raw range of one series, decoded: 6 h, 21,600 samples", count, one),
         rows(f"raw range of {series} series, decoded", series * count, everything, 100),
         spent(f"last value of {series} live series, with JSON", last),
         spent(f"value of {series} series two hours ago", before),

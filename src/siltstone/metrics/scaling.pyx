@@ -12,7 +12,7 @@ import numpy as np
 cdef extern from *:
     """
     #define SILT_SCALE_MAX 6
-    #define SILT_BLOCK 256
+    #define SILT_BLOCK 256  /* SCALE_KNOWN */
     /* Adding it rounds to a whole number, which then stands in the low bits; below 2^51 only. */
     #define SILT_MAGIC 6755399441055744.0
     #define SILT_LIMIT 2251799813685248.0
@@ -97,8 +97,9 @@ cdef int scale_of(const double *values, uint32_t count) noexcept nogil:
     return silt_scale(values, count)
 
 
-cdef bint scale_up(const double *values, uint32_t count, int scale, int64_t *whole) noexcept nogil:
-    if silt_differs(values, count, tens[scale]):
+cdef bint scale_up(const double *values, uint32_t count, int scale, int64_t *whole,
+                   bint known) noexcept nogil:
+    if not known and silt_differs(values, count, tens[scale]):
         return False
     silt_up(values, count, tens[scale], whole)
     return True
@@ -153,7 +154,7 @@ def whole_numbers(const double[::1] values not None):
     numbers = np.empty(count, np.int64)
     out = numbers
     with nogil:
-        if not scale_up(&values[0], count, scale, &out[0]):
+        if not scale_up(&values[0], count, scale, &out[0], count <= SCALE_KNOWN):
             scale = SCALE_NONE
         else:
             factor = factor_of(&out[0], count)

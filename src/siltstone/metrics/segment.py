@@ -164,8 +164,19 @@ def extent_bytes(
     written["series"] = _scattered(numbers, placed["series"])
     head = _extent_header(segment, written, frame, len(new), length, 0, len(segment.numbers))
     return head + written.tobytes() + frame + data.tobytes(), dataclasses.replace(
-        grown, parts=(*segment.parts, placed)
+        grown, parts=_with_part(segment.parts, placed)
     )
+
+
+def _with_part(parts: tuple[Chunks, ...], new: Chunks) -> tuple[Chunks, ...]:
+    """Small parts are joined as they come, so that there are few (a second's flush of a quiet
+    engine is a handful of chunks) and none is copied often."""
+    kept = len(parts)
+    size = new.size
+    while kept and parts[kept - 1].size <= 2 * size:
+        kept -= 1
+        size += parts[kept].size
+    return (*parts[:kept], joined([*parts[kept:], new]))
 
 
 def index_bytes(segment: Segment) -> tuple[bytes, Segment]:
@@ -292,7 +303,12 @@ def load_parts(device: Device, segment: Segment, intern: Intern) -> Segment:
             frames.append(extent.frame)
         parts.append(_with_ids(extent.chunks, ids, device, segment, offset))
         offset += extent.length
-    return dataclasses.replace(segment, parts=tuple(parts), frames=tuple(frames), numbers=numbers)
+    return dataclasses.replace(
+        segment,
+        parts=(joined(parts),) if parts else (),
+        frames=tuple(frames),
+        numbers=numbers,
+    )
 
 
 def load_index(device: Device, segment: Segment, intern: Intern) -> Chunks:

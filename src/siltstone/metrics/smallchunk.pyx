@@ -18,7 +18,7 @@ from libc.string cimport memcpy
 import numpy as np
 
 from siltstone.errors import Corruption
-from siltstone.metrics.scaling cimport SCALE_MAX, scale_down, scale_of, scale_up
+from siltstone.metrics.scaling cimport SCALE_KNOWN, SCALE_MAX, scale_down, scale_of, scale_up
 
 cdef enum:
     TIMES_UNEVEN = 1
@@ -144,7 +144,7 @@ cdef char *put_wholes(char *to, const double *values, uint32_t count, int scale)
     cdef uint32_t first = 0, some, n
     while first < count:
         some = min(count - first, <uint32_t>SCALED_AT_ONCE)
-        if not scale_up(values + first, some, scale, whole):
+        if not scale_up(values + first, some, scale, whole, count <= SCALE_KNOWN):
             return NULL
         for n in range(some):
             to = put_varint(to, <uint64_t>whole[n] - before)
