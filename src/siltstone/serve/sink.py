@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from siltstone.errors import KeyMissing
 from siltstone.serve.ingest.rows import Parsed
 from siltstone.serve.metadata import Metadata
 
@@ -54,7 +55,12 @@ class Sink:
         """What a parser gave; how many samples were accepted. Late ones are, as an import. Series
         that are refused (a limit) are an error, or told in `refused` while the rest is stored."""
         columns = parsed.columns(self.resolve, now_ms, refused)
-        return self.write(*columns, backfill=True, metadata=parsed.metadata)
+        try:
+            return self.write(*columns, backfill=True, metadata=parsed.metadata)
+        except KeyMissing:
+            # an idle series lost its id in this very moment; one that is asked for again does not
+            columns = parsed.columns(self.resolve, now_ms, None if refused is None else [])
+            return self.write(*columns, backfill=True, metadata=parsed.metadata)
 
     def write(
         self,
@@ -65,7 +71,7 @@ class Sink:
         backfill: bool = False,
         metadata: Mapping[str, Mapping[str, str]] | None = None,
     ) -> int:
-        """How many were accepted. InvalidValue: an id is not known any more, nothing is stored."""
+        """How many were accepted. KeyMissing: an id is not known any more, nothing is stored."""
         accepted = self.metrics.write_ids(ids, times, values, backfill=backfill)
         for forward in self.forwards:
             forward.take(ids, times, values)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from siltstone.clock import Clock
-from siltstone.errors import InvalidValue, ProtocolError
+from siltstone.errors import InvalidValue, KeyMissing, ProtocolError
 from siltstone.serve.ingest import influx, otlp, otlp_message, prometheus_text
 from siltstone.serve.ingest.rows import Parsed
 from siltstone.serve.parameters import BodyTooLarge, UnknownKind, first, query_parameters, read_body
@@ -72,7 +72,7 @@ class Writer:
             batch = self._decoder.decode(body)
             try:
                 accepted = self._write(batch)
-            except InvalidValue:
+            except KeyMissing:
                 # a series went idle and lost its id since the decoder learned it
                 self._decoder.forget()
                 batch = self._decoder.decode(body)
