@@ -265,8 +265,8 @@ def questions(series: int, end: int) -> dict[str, tuple[str, dict[str, float]]]:
 def measure(kind: Kind, path: Path, columns: list[Any], rounds: int) -> Measured:
     count = columns[0].size
     end = START + count - 1
+    sent = list(bodies(columns))  # before it starts: idle connections are closed
     with running(kind, path) as served:
-        sent = list(bodies(columns))
         began, before = time.perf_counter(), harness.cpu_seconds(served.process.pid)
         for body in sent:
             served.ask("POST", "/api/v1/write", body)

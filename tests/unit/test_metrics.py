@@ -20,6 +20,7 @@ import siltstone
 from siltstone.errors import (
     Closed,
     ConfigError,
+    Corruption,
     InvalidValue,
     LimitReached,
     Locked,
@@ -28,6 +29,7 @@ from siltstone.errors import (
     SnapshotTooOld,
     WrongFormat,
 )
+from siltstone.metrics import metrics as metrics_module
 from siltstone.metrics.background import CARE, FLUSH, CommandQueue
 from siltstone.metrics.metrics import Metrics
 from siltstone.metrics.readcache import ReadCache
@@ -521,6 +523,41 @@ def test_read_only_beside_a_writer(tmp_path):
         copy.close()
     with pytest.raises(SiltstoneError):
         Metrics(tmp_path / "missing", read_only=True)
+
+
+def test_a_reader_looks_again_when_a_writer_was_at_work(tmp_path, monkeypatch):
+    stored(tmp_path, retention_size="8MiB")
+    real, looks = metrics_module.Engine, []
+
+    def seen(problems):
+        """What one look after the other finds; None: all is well."""
+        looks[:] = problems
+
+        def engine(*arguments, **more):
+            found = real(*arguments, **more)
+            problem = looks.pop(0)
+            if isinstance(problem, Corruption):
+                raise problem
+            found.problems += problem or []
+            return found
+
+        monkeypatch.setattr(metrics_module, "Engine", engine)
+
+    seen([Corruption("torn"), None])
+    with Metrics(tmp_path, read_only=True) as reader:
+        assert reader.verify().ok
+        looks[:] = [["an index"], ["another"], None]
+        reader.refresh()
+        assert reader.verify().ok
+    seen([["an index"], ["an index"]])
+    with Metrics(tmp_path, read_only=True) as reader:
+        assert reader.verify().problems == ["an index"]  # damage indeed
+    seen([Corruption("torn"), Corruption("torn")])
+    with pytest.raises(Corruption, match="torn"):
+        Metrics(tmp_path, read_only=True)
+    seen([[str(n)] for n in range(5)])
+    with pytest.raises(SnapshotTooOld, match="faster than it can be read"):
+        Metrics(tmp_path, read_only=True)
 
 
 def test_a_read_only_opening_says_when_it_is_outdated(tmp_path):

@@ -10,6 +10,7 @@ Non-goals: several writers of one directory (use the server), strings, distribut
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,16 @@ import numpy as np
 
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
 from siltstone.config import build, format_duration, parse_duration
-from siltstone.errors import Closed, ForkedProcess, InvalidValue, LimitReached, ReadOnly
+from siltstone.errors import (
+    Closed,
+    Corruption,
+    DeviceFailed,
+    ForkedProcess,
+    InvalidValue,
+    LimitReached,
+    ReadOnly,
+    SnapshotTooOld,
+)
 from siltstone.log.device import Device, FileDevice, make_directory, read_superblock
 from siltstone.log.superblock import FIRST_DATA_OFFSET
 from siltstone.log.workers import WorkerPool
@@ -41,6 +51,7 @@ from siltstone.metrics.times import time_ms
 
 FILE: Final = "metrics"  # in the data directory
 ENGINE: Final = "metrics"
+LOOKS_MAX: Final = 5  # of a reader, while a writer changes what it looks at
 Match = str | Sequence[Matcher] | None
 _FOREVER: Final = 1 << 62
 
@@ -118,12 +129,12 @@ class Metrics:
 
     def _open(self, device: Device) -> None:
         try:
-            if isinstance(device, FileDevice) and not self.settings.read_only:
-                self._pool = WorkerPool(2, name="siltstone-metrics")
-            self._engine = Engine(
-                device, self.settings, pool=self._pool, clock=self._clock, rng=self._rng,
-                own_tiers=self._own_tiers,
-            )  # fmt: skip
+            if isinstance(device, FileDevice) and self.settings.read_only:
+                self._engine = self._seen(device)
+            else:
+                if isinstance(device, FileDevice):
+                    self._pool = WorkerPool(2, name="siltstone-metrics")
+                self._engine = self._engine_on(device)
         except BaseException:
             device.close()
             if self._pool is not None:
@@ -131,6 +142,33 @@ class Metrics:
             raise
         if self.settings.background and not self.settings.read_only:
             self._background = Background(self._engine, self.settings.flush_interval)
+
+    def _engine_on(self, device: Device) -> Engine:
+        return Engine(
+            device, self.settings, pool=self._pool, clock=self._clock, rng=self._rng,
+            own_tiers=self._own_tiers or self.settings.read_only,
+        )  # fmt: skip
+
+    def _seen(self, device: FileDevice) -> Engine:
+        """What is there for a reader. A writer may use segments again while they are read: what
+        looks damaged is read once more, and is damaged if it looks the same."""
+        looked: list[str] | None = None
+        for _ in range(LOOKS_MAX):
+            try:
+                engine = self._engine_on(device)
+            except (Corruption, DeviceFailed) as error:
+                if looked == [str(error)]:
+                    raise
+                looked = [str(error)]
+                device.reload_superblock()
+                continue
+            if not engine.problems or engine.problems == looked:
+                return engine
+            looked = engine.problems
+            engine.close()
+            device = self._device()
+        device.close()
+        raise SnapshotTooOld(errno.ESTALE, "the writer changes it faster than it can be read")
 
     @property
     def engine(self) -> Engine:
@@ -316,9 +354,7 @@ class Metrics:
         engine = self.engine
         if not self.settings.read_only:
             raise InvalidValue("only what was opened read-only can be refreshed")
-        self._engine = Engine(
-            self._device(), self.settings, clock=self._clock, rng=self._rng, own_tiers=True
-        )
+        self._engine = self._seen(self._device())
         engine.close()
 
     def verify(self) -> Report:
