@@ -105,6 +105,28 @@ def test_values_far_larger_than_all_buffers(tmp_path):
         assert (store[b"one"], store[b"two"]) == (b"", b"2" * 3_000_000)
 
 
+def test_trees_that_several_batches_make_at_once_are_one_each():
+    """Large ones are prepared without the lock: who commits second finds the tree made, or gone."""
+    with siltstone.Store(cache="64MiB", background=False) as store:
+        start = threading.Barrier(3)
+
+        def make(part: int) -> None:
+            for turn in range(8):
+                start.wait(WAIT_S)
+                with store.batch() as batch:
+                    tree = batch.tree(f"tree {turn}")
+                    tree.update({b"%d:%05d" % (part, number): b"v" for number in range(1500)})
+
+        makers = [in_thread(lambda part=part: make(part)) for part in range(3)]
+        for maker in makers:
+            maker.join()
+        assert store.trees() == [f"tree {turn}" for turn in range(8)]
+        for name in store.trees():
+            assert len(store.tree(name)) == len(list(store.tree(name))) == 4500
+        assert store.verify().problems == []
+        store._pages.check_invariants()
+
+
 def test_a_large_batch_that_waits_for_the_device_holds_up_no_reader():
     medium = FaultDevice(device())
     waits, goes_on = threading.Event(), threading.Event()

@@ -248,8 +248,7 @@ cdef int _advance(TreePages trees, plan_t *plan) noexcept nogil:
         root = &plan.roots[number]
         if root.name != NULL and root.pid == 0:
             result = _make_tree(trees, plan, root)
-            if result != PAGES_OK:
-                return result
+            return PAGES_MORE if result == PAGES_OK else result
     number = 0
     while first < plan.count:
         if first - begun >= STEP_EDITS and not plan.whole:
@@ -368,6 +367,8 @@ cdef int plan_step(TreePages trees, Reads reads, plan_t *plan) noexcept nogil:
     result = _bound(trees, plan)
     if result == PAGES_OK:
         result = _advance(trees, plan)
+    if result == PAGES_OK:
+        result = _bound(trees, plan)        # the lock may have been given back meanwhile
     if result == PAGES_OK:
         result = _append(trees, plan)
     if result == PAGES_OK:
