@@ -36,10 +36,17 @@ cdef extern from *:
     static inline double silt_double(uint64_t bits) {
         double value; memcpy(&value, &bits, 8); return value;
     }
+    static __attribute__((optimize("O3"))) void silt_even(int64_t *times, uint32_t count,
+                                                          uint64_t first, uint64_t step) {
+        for (uint32_t n = 0; n < count; n++)
+            times[n] = (int64_t)(first + n * step);
+    }
     #define SILT_LOW_ZERO_BYTES(x) ((uint32_t)(__builtin_ctzll(x) >> 3))
     #define SILT_HIGH_ZERO_BYTES(x) ((uint32_t)(__builtin_clzll(x) >> 3))
     """
     uint64_t bits_of "silt_bits"(double value) noexcept nogil
+    void put_even "silt_even"(int64_t *times, uint32_t count, uint64_t first,
+                              uint64_t step) noexcept nogil
     double double_of "silt_double"(uint64_t bits) noexcept nogil
     uint32_t low_zero_bytes "SILT_LOW_ZERO_BYTES"(uint64_t) noexcept nogil
     uint32_t high_zero_bytes "SILT_HIGH_ZERO_BYTES"(uint64_t) noexcept nogil
@@ -193,14 +200,14 @@ cdef const char *get_times(const char *at, const char *end, bint is_even, uint32
     times[0] = <int64_t>now
     if is_even:
         at = get_varint(at, end, &step)
+        if at != NULL:
+            put_even(times, count, now, step)
+        return at
+    for n in range(1, count):
+        at = get_varint(at, end, &change)
         if at == NULL:
             return NULL
-    for n in range(1, count):
-        if not is_even:
-            at = get_varint(at, end, &change)
-            if at == NULL:
-                return NULL
-            step += change
+        step += change
         now += step
         times[n] = <int64_t>now
     return at
@@ -238,9 +245,14 @@ cdef const char *get_wholes(const char *at, const char *end, uint32_t count, int
     cdef uint64_t number = 0, change
     cdef uint32_t n
     for n in range(count):
-        at = get_varint(at, end, &change)
-        if at == NULL:
-            return NULL
+        if at < end and not <uint8_t>at[0] & 0x80:     # of one byte, as most are
+            change = <uint8_t>at[0]
+            change = (change >> 1) ^ (0 - (change & 1))
+            at += 1
+        else:
+            at = get_varint(at, end, &change)
+            if at == NULL:
+                return NULL
         number += change
         whole[n] = <int64_t>number
     scale_down(whole, count, scale, values)
