@@ -23,12 +23,13 @@ FUNCTION_LINES_MAX = 60
 COLUMNS_MAX = 100
 
 # Arrows point downwards only. What stands beside the layers may be used by all of them.
-BESIDE = {"errors", "config", "clock", "codecs"}
+BESIDE = {"errors", "config", "clock", "codecs", "report"}
 MAY_IMPORT = {
     "errors": set(),
     "clock": {"errors"},
     "config": {"errors"},
     "codecs": {"errors"},
+    "report": set(),
     "log": {"errors", "config", "clock", "log"},
     "cache": BESIDE | {"log", "cache"},
     "metrics": BESIDE | {"log", "metrics"},

@@ -390,18 +390,7 @@ class CacheSettings(SettingsBase):
             self._set("drop_under", max(count // 4, 1))
 
     def _check_flash(self) -> None:
-        for name in ("segment_size", "buffer_size"):
-            size = getattr(self, name)
-            if size % SEGMENT_ALIGNMENT:
-                up = size + SEGMENT_ALIGNMENT - size % SEGMENT_ALIGNMENT
-                self.refuse(name, f"{size} is no multiple of 4KiB, use {format_size(up)}")
-        if self.segment_size % self.buffer_size:
-            fits = max(1, round(self.segment_size / self.buffer_size)) * self.buffer_size
-            self.refuse(
-                "segment_size",
-                f"{format_size(self.segment_size)} is no multiple of buffer_size "
-                f"({format_size(self.buffer_size)}), use {format_size(fits)}",
-            )
+        check_log_sizes(self)
         if self.segments < SEGMENTS_MIN:
             self.refuse(
                 "flash",
@@ -440,6 +429,23 @@ def _power_below(size: int) -> int:
 # Where settings come from -------------------------------------------------------------------
 
 S = TypeVar("S", bound=SettingsBase)
+
+
+def check_log_sizes(settings: Any) -> None:
+    """`segment_size` and `buffer_size` as the log needs them: whole blocks, and whole buffers in a
+    segment. The ConfigError names the nearest sizes that fit."""
+    for name in ("segment_size", "buffer_size"):
+        size = getattr(settings, name)
+        if size % SEGMENT_ALIGNMENT:
+            up = size + SEGMENT_ALIGNMENT - size % SEGMENT_ALIGNMENT
+            settings.refuse(name, f"{size} is no multiple of 4KiB, use {format_size(up)}")
+    if settings.segment_size % settings.buffer_size:
+        fits = max(1, round(settings.segment_size / settings.buffer_size)) * settings.buffer_size
+        settings.refuse(
+            "segment_size",
+            f"{format_size(settings.segment_size)} is no multiple of buffer_size "
+            f"({format_size(settings.buffer_size)}), use {format_size(fits)}",
+        )
 
 
 def build(owner: type[S], options: Mapping[str, Any], where: str = "") -> S:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from siltstone import report as reports
 
 
-@dataclass
-class Report:
+@dataclass(kw_only=True)
+class Report(reports.Report):
     """The result of a check. `problems` are sentences that name place and finding."""
 
     records: int = 0
     bytes: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems

@@ -15,12 +15,13 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 
+from siltstone import report as reports
 from siltstone.errors import ConfigError, KeyMissing, SiltstoneError, WrongFormat
 from siltstone.log import foreign
 from siltstone.metrics.labels import predicate
@@ -37,19 +38,14 @@ _TIER: Final = re.compile(r".*-tier([0-4])")
 Names = Mapping[str, Mapping[str, str]]
 
 
-@dataclass
-class Report:
+@dataclass(kw_only=True)
+class Report(reports.Report):
     """What reading everything found. `problems` are sentences that name place and finding."""
 
     extents: int = 0
     pages: int = 0
     points: int = 0
     bytes: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
 
 
 def open(

@@ -17,17 +17,17 @@ from siltstone.config import (
     MIB,
     MODE,
     PATH,
+    SEGMENT_ALIGNMENT,
     SIZE,
     SWITCH,
     TEXT,
     SettingsBase,
-    format_size,
+    check_log_sizes,
     setting,
 )
 
 DURABILITIES = ("sync", "interval", "none")
 COMPRESSIONS = ("none", "lz4", "zstd")
-SEGMENT_ALIGNMENT = 4 * KIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,18 +75,7 @@ class PageSettings(SettingsBase):
             self._set("buffer_size", size)
         if self.snapshot_bytes_max is None:
             self._set("snapshot_bytes_max", max(self.cache, 64 * MIB))
-        for name in ("segment_size", "buffer_size"):
-            size = getattr(self, name)
-            if size % SEGMENT_ALIGNMENT:
-                up = size + SEGMENT_ALIGNMENT - size % SEGMENT_ALIGNMENT
-                self.refuse(name, f"{size} is no multiple of 4KiB, use {format_size(up)}")
-        if self.segment_size % self.buffer_size:
-            fits = max(1, round(self.segment_size / self.buffer_size)) * self.buffer_size
-            self.refuse(
-                "segment_size",
-                f"{format_size(self.segment_size)} is no multiple of buffer_size "
-                f"({format_size(self.buffer_size)}), use {format_size(fits)}",
-            )
+        check_log_sizes(self)
         if self.read_only and self.path is None:
             self.refuse("read_only", "a temporary store has nothing to read: give a path")
 
