@@ -449,10 +449,12 @@ cdef class Pages:
     def _cleaning_due(self):
         """More segments than live bytes want. Empty ones that wait for a checkpoint count not:
         cleaning does not make them come back sooner. At most CLEAN_RATE segments for one that
-        changes filled: pages that fill segments badly would else be moved for ever."""
+        changes opened: pages that fill segments badly would else be moved for ever. (The one that
+        is being filled counts, or a store that is often killed young would only grow.)"""
         cdef pages_counters_t *counters = &self.pages.counters
         written = counters.link_bytes + counters.base_bytes + counters.mark_bytes
-        if counters.cleaned_segments >= CLEAN_RATE * (written // self.pages.stream.segment_bytes):
+        filling = 1 + written // self.pages.stream.segment_bytes
+        if counters.cleaned_segments >= CLEAN_RATE * filling:
             return False
         space = self._space()
         wanted = space["live_bytes"] / space["segment_bytes"] * SPACE_FACTOR + SEGMENTS_SPARE
