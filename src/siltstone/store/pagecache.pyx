@@ -70,9 +70,12 @@ CHECKPOINT_SEGMENTS_MIN = 3
 SLOTS_KEPT = 5
 # Segments to live bytes above which segments are cleaned, and so many more before it begins. Live
 # bytes have chains in them, a third of the data: cleaning writes those pages whole, which it saves
-# their next change.
+# their next change. Spare ones: the bound allows 16 segments beside the data. With 1 a store that
+# is being filled moved 2.5 x what it was given; with 7 cleaning writes 111 bytes a record of 124
+# instead of 305 (150,000 records, written four times), puts are up to twice as fast, and the peak
+# is the same (1.9 to 2.2 x live less 16 segments, from run to run).
 SPACE_FACTOR = 1.22
-SEGMENTS_SPARE = 1
+SEGMENTS_SPARE = 7
 # A segment that is fuller than this (of 1000) is not worth moving: while in use, when asked to.
 CLEAN_BELOW = 900
 CLEAN_RATE = 8
