@@ -240,10 +240,6 @@ def read(settings: Settings) -> list[Row]:
             return [_seconds(function) for _ in range(settings.rounds)]
 
         one = timed(lambda: metrics.select('host_metric{n="0"}'))
-        long = settings.pick(1_000_000, 200_000)
-        metrics.extend("long", {}, START + np.arange(long), host_like(long, 0))
-        metrics.compact()
-        whole = timed(lambda: metrics.select("long"))
         everything = timed(lambda: metrics.select("host_metric"))
         last = timed(lambda: metrics.query("host_metric", newest).to_json())
         before = timed(lambda: metrics.query("host_metric", newest - 7200))
@@ -255,6 +251,10 @@ def read(settings: Settings) -> list[Row]:
         )
         grid = metrics.query_range("host_metric", START + 300, newest, 60)
         written = timed(grid.to_json)
+        long = settings.pick(1_000_000, 200_000)
+        metrics.extend("long", {}, START + np.arange(long), host_like(long, 0))
+        metrics.compact()
+        whole = timed(lambda: metrics.select("long"))
     numbers = grid.values.size
 
     def rows(name: str, samples: int, seconds: list[float], target: float | None = None) -> Row:
