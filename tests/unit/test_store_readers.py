@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +212,20 @@ def test_locks_of_readers_are_counted(tmp_path):
     assert not writer.looked_at(4800)
     assert not writer.looked_at(0)
     writer.close()
+
+
+def test_a_store_that_is_forgotten_on_a_background_thread_is_closed(tmp_path):
+    """The garbage collector may run there, and closing waits for that very thread."""
+    held = [siltstone.Store(tmp_path, **TINY)]
+    held[0][b"k"] = b"v"
+    forgetting = threading.Thread(
+        name="siltstone-upkeep", target=lambda: (held.clear(), gc.collect())
+    )
+    forgetting.start()
+    forgetting.join()
+    for thread in threading.enumerate():
+        if thread.name == "siltstone-close":
+            thread.join()
+    with opened(tmp_path) as store:
+        assert store.recovery.outcome == "clean"
+        assert store[b"k"] == b"v"

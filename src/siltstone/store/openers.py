@@ -29,12 +29,13 @@ RECORD_ALIGNMENT = 16
 
 _writers: set[tuple[int, int]] = set()  # lock files that this process has for writing
 _readers: Counter[tuple[int, int, int]] = Counter()  # lock file and byte: readers of this process
-_guard = threading.Lock()
+# Reentrant: the garbage collector may close a forgotten store inside of it.
+_guard = threading.RLock()
 
 
 def _forget_in_child() -> None:
     global _guard
-    _guard = threading.Lock()
+    _guard = threading.RLock()
     _writers.clear()
     _readers.clear()
 
@@ -86,7 +87,7 @@ class Writer:
 
     def _held(self) -> set[int]:
         with _guard:
-            here = {byte for *key, byte in _readers if tuple(key) == self._key}
+            here = {byte for *key, byte in list(_readers) if tuple(key) == self._key}
         return here | set(locked_bytes(self._file.descriptor, 0, READER_BYTES))
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ from siltstone.store.snapshot import Snapshot
 from siltstone.store.transaction import Batch, Transaction
 from siltstone.store.tree_check import check_trees
 from siltstone.store.trees import TreePages
+from siltstone.store.upkeep import close_forgotten
 from siltstone.store.watch import Watch, Watchers
 
 R = TypeVar("R")
@@ -100,7 +101,7 @@ class Store(Tree):
         else:
             self._pages.open_with(self.settings, **self._seams)
         # a store that nobody refers to any more is closed
-        self._release = weakref.finalize(self, self._pages.close)
+        self._release = weakref.finalize(self, close_forgotten, self._pages.close)
         self._bind(self._pages, "", self._pages.tree_open("", True))
 
     @property

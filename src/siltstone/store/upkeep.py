@@ -8,11 +8,14 @@ such thread. Whatever it does may be asked for directly as well: progress never 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from siltstone.clock import Clock
 from siltstone.errors import SiltstoneError
 from siltstone.store.settings import PageSettings
+
+NAME = "siltstone-upkeep"
 
 
 class Maintained(Protocol):
@@ -32,7 +35,7 @@ class Upkeep:
         self._wake = threading.Event()
         self._closing = False
         self.error: SiltstoneError | None = None
-        self._thread = threading.Thread(target=self._run, name="siltstone-upkeep", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
@@ -58,3 +61,12 @@ class Upkeep:
         self._closing = True
         self._wake.set()
         self._thread.join()
+
+
+def close_forgotten(close: Callable[[], object]) -> None:
+    """Close what nobody refers to any more. The garbage collector runs this on any thread; on a
+    background one it would wait for itself, and is given to a thread of its own."""
+    if threading.current_thread().name == NAME:
+        threading.Thread(target=close, name="siltstone-close").start()
+    else:
+        close()
