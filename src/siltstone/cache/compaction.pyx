@@ -46,7 +46,8 @@ cdef enum:
 
 cdef enum rescue_t:
     RESCUE_DONE = 0             # rescued, or it did not count any more
-    RESCUE_WAIT = 1             # no buffer, or the shard is busy: again
+    RESCUE_WAIT = 1             # no buffer: again
+    RESCUE_BUSY = 3             # the shard was not free in time: not now
     RESCUE_STOP = 2             # no segment to write to
 
 cdef struct compactor_t:
@@ -193,7 +194,7 @@ cdef int _rescue(cache_t *cache, compactor_t *compactor, uint64_t position, cons
     hash = siphash13(cache.arena.header.secret, record_key(&record), flash_key_size(head))
     shard = shard_of(cache, hash)
     if not shard_enter(cache, shard):
-        return RESCUE_WAIT
+        return RESCUE_BUSY
     slot = index_probe(cache, shard, hash)
     if slot != NULL and slot_kind(slot.low) == SLOT_FLASH and (
             slot_location(slot.low) * LOG_ALIGNMENT == position):
@@ -263,9 +264,9 @@ cdef int _go_on(cache_t *cache, compactor_t *compactor) noexcept nogil:
             log_make_room(cache.log)
             result = _rescue(cache, compactor, position, payload, size)
             tries += 1
-        if result == RESCUE_WAIT:
-            compactor.cursor = before       # others write: this record again, next time
-            return COMPACT_WORKED
+        if result == RESCUE_WAIT or result == RESCUE_BUSY:
+            compactor.cursor = before       # this record again, next time
+            return COMPACT_WORKED if result == RESCUE_WAIT else COMPACT_BUSY
         if result == RESCUE_STOP:
             compactor.version = 0
             return COMPACT_NOTHING
@@ -319,7 +320,7 @@ cdef bint forget_oldest(cache_t *cache) noexcept nogil:
     add64(&cache.arena.header.user[<int>WORD_FORGOTTEN], 1)
     return True
 
-cdef bint reclaim(cache_t *cache) noexcept nogil:
+cdef int reclaim(cache_t *cache) noexcept nogil:
     cdef int result, waits = 0
     while waits < ELSEWHERE_WAITS:
         if log_segments_free(cache.log) > cache.segments_left:
@@ -329,6 +330,8 @@ cdef bint reclaim(cache_t *cache) noexcept nogil:
             return True
         if result == COMPACT_NOTHING:
             return forget_oldest(cache)
+        if result == COMPACT_BUSY:
+            return -1
         if result == COMPACT_ELSEWHERE:
             usleep(ELSEWHERE_US)
             waits += 1

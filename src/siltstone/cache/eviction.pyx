@@ -403,6 +403,7 @@ cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
     cdef shard_t *shard
     cdef int result = ROOM_KEPT
     cdef uint32_t idle = 0, waits = 0, held = 0, fruitless = 0
+    cdef int reclaimed
     cdef uint32_t used = load32_relaxed(&cache.arena.header.frames_used)
     # A hot item is passed over at most three times: so many steps without a frame fewer in use
     # mean that there is none to be had. `idle` counts steps in a row that found nothing at all.
@@ -431,7 +432,11 @@ cdef bint make_room(cache_t *cache, uint32_t frames) noexcept nogil:
         idle = idle + 1 if result == ROOM_NONE or result == ROOM_KEPT else 0
         fruitless = 0 if load32_relaxed(&cache.arena.header.frames_used) < used else fruitless + 1
         used = load32_relaxed(&cache.arena.header.frames_used)
-        if result == ROOM_WRITE or (result == ROOM_SEGMENT and not reclaim(cache)):
+        reclaimed = reclaim(cache) if result == ROOM_SEGMENT else 1
+        if reclaimed < 0:
+            held = HELD_MAX         # by one who does not go on: the caller is told so
+            break
+        if result == ROOM_WRITE or not reclaimed:
             # waits at most 1 ms when all are being written by others
             waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
         elif result == ROOM_BUSY:

@@ -50,7 +50,7 @@ cdef int large_write(cache_t *cache, request_t *request) noexcept nogil:
         if result == LOG_SHORT:
             if not demotion_grow(&progress):
                 break
-        elif result == LOG_NO_BUFFER or (result == LOG_NO_SEGMENT and not reclaim(cache)):
+        elif result == LOG_NO_BUFFER or (result == LOG_NO_SEGMENT and reclaim(cache) <= 0):
             waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
         elif result != LOG_NO_SEGMENT:
             break

@@ -322,7 +322,7 @@ cdef bint _drain_shard(cache_t *cache, shard_t *shard) noexcept nogil:
         result = evict_step(cache, shard, now_ms(cache), &demotion)
         shard_leave(shard)
         idle += 1
-        if result == ROOM_WRITE or (result == ROOM_SEGMENT and not reclaim(cache)):
+        if result == ROOM_WRITE or (result == ROOM_SEGMENT and reclaim(cache) <= 0):
             # what is in RAM is worth more than the oldest on flash, so room is made for it
             waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
         elif result == ROOM_GROW:
