@@ -423,3 +423,18 @@ def test_multiprocessing(tmp_path: Path, method: str) -> None:
 def _send(pipe: Any, cache: siltstone.Cache) -> None:
     cache["b"] = 2
     pipe.send(cache["a"])
+
+
+def test_a_finalizer_waits_for_nobody(tmp_path: Path) -> None:
+    """It may run in a thread whose start somebody awaits who opens a cache."""
+    cache = siltstone.Cache(tmp_path / "a", ram="2MiB", flash=0)
+    attached = cache._attachment
+    cache._release.detach()
+    with attachment._guard:
+        finalizer = threading.Thread(target=attached.forget)
+        finalizer.start()
+        finalizer.join(10)
+        assert not finalizer.is_alive()
+        assert not attached.closed
+    with siltstone.Cache(tmp_path / "b", ram="2MiB", flash=0):
+        assert attached.closed

@@ -14,6 +14,7 @@ The arena lies in /dev/shm, else in a memfd, and by name only in the data direct
 from __future__ import annotations
 
 import atexit
+import collections
 import errno
 import json
 import logging
@@ -70,11 +71,14 @@ LEAVE_PAUSE_S: Final = 0.0005
 _open_attachments: dict[object, Attachment] = {}  # those with a path, by its identity
 _all_attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 _guard = threading.RLock()
+_forgotten: collections.deque[Attachment] = collections.deque()  # whose release waits for the guard
 
 
 def attach(settings: CacheSettings, clock: Clock) -> Attachment:
     """The attachment for these settings; one a path and process."""
     with _guard:
+        while _forgotten:
+            _forgotten.popleft().release()
         key: object = object()
         if settings.path is not None:
             make_directory(settings.path)
@@ -464,6 +468,17 @@ class Attachment:
             self.lock.write(DOOR_TEXT_BYTES + self.arena.slot * 32, text)
 
     # Closing --------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """As `release`, for a finalizer: it may run in any thread, also in one that whoever holds
+        the guard waits for, so it must not wait for the guard itself."""
+        if not _guard.acquire(blocking=False):
+            _forgotten.append(self)
+            return
+        try:
+            self.release()
+        finally:
+            _guard.release()
 
     def release(self) -> None:
         """One user less; the last one closes."""

@@ -70,7 +70,7 @@ class Cache(Face):
         self._bind(self._attachment.engine, self._resolved)
         self._attachment.faces.add(self)
         # a cache that nobody refers to any more lets go by itself
-        self._release = weakref.finalize(self, self._attachment.release)
+        self._release = weakref.finalize(self, self._attachment.forget)
 
     @property
     def path(self) -> Path | None:
@@ -432,7 +432,8 @@ class Cache(Face):
         """Let go of the cache; the last one out writes what a warm restart needs."""
         if not self.closed:
             self._unbind()
-            self._release()
+            if self._release.detach() is not None:
+                self._attachment.release()
 
     def _wake(self) -> None:
         super()._wake()
