@@ -40,7 +40,7 @@ cdef void _head(cache_t *cache, request_t *request, flash_item_t *head) noexcept
 cdef int large_write(cache_t *cache, request_t *request) noexcept nogil:
     cdef flash_item_t head
     cdef demotion_t progress
-    cdef int result = LOG_SHORT
+    cdef int result = LOG_SHORT, reclaimed
     cdef uint32_t waits = 0
     _head(cache, request, &head)
     memset(&progress, 0, sizeof(progress))
@@ -50,10 +50,15 @@ cdef int large_write(cache_t *cache, request_t *request) noexcept nogil:
         if result == LOG_SHORT:
             if not demotion_grow(&progress):
                 break
-        elif result == LOG_NO_BUFFER or (result == LOG_NO_SEGMENT and reclaim(cache) <= 0):
-            waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
-        elif result != LOG_NO_SEGMENT:
+            continue
+        if result != LOG_NO_BUFFER and result != LOG_NO_SEGMENT:
             break
+        reclaimed = reclaim(cache) if result == LOG_NO_SEGMENT else 0
+        if reclaimed < 0:
+            result = LOG_BUSY
+            break
+        if not reclaimed:
+            waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
     demotion_free(&progress)
     if result == LOG_OK:
         return CACHE_OK

@@ -313,7 +313,7 @@ def drain(CacheEngine engine not None) -> None:
 
 cdef bint _drain_shard(cache_t *cache, shard_t *shard) noexcept nogil:
     cdef demotion_t demotion
-    cdef int result = ROOM_MADE, idle = 0, waits = 0
+    cdef int result = ROOM_MADE, idle = 0, waits = 0, reclaimed
     memset(&demotion, 0, sizeof(demotion))
     while shard.items_ram and idle < 100000 and waits < DRAIN_WAITS:
         if not shard_enter(cache, shard):
@@ -322,7 +322,10 @@ cdef bint _drain_shard(cache_t *cache, shard_t *shard) noexcept nogil:
         result = evict_step(cache, shard, now_ms(cache), &demotion)
         shard_leave(shard)
         idle += 1
-        if result == ROOM_WRITE or (result == ROOM_SEGMENT and reclaim(cache) <= 0):
+        reclaimed = reclaim(cache) if result == ROOM_SEGMENT else 1
+        if reclaimed < 0:
+            break
+        if result == ROOM_WRITE or not reclaimed:
             # what is in RAM is worth more than the oldest on flash, so room is made for it
             waits = 0 if log_make_room(cache.log) == LOG_OK else waits + 1
         elif result == ROOM_GROW:
