@@ -22,8 +22,9 @@ NOW_MS = 1_700_000_000_000
 
 
 class Answer:
-    def __init__(self, json: str) -> None:
+    def __init__(self, json: str, *warnings: str) -> None:
         self.json = json
+        self.warnings = warnings
 
     def to_json(self) -> str:
         return self.json
@@ -37,6 +38,7 @@ class Engine:
         self.error: Exception | None = None
         self.wait: Callable[[Callable[[], bool]], None] | None = None
         self.appended: list[tuple[Any, ...]] = []
+        self.warnings: tuple[str, ...] = ()
 
     def query(self, promql: str, time: float, **limits: Any) -> Answer:
         self.calls.append(("query", promql, time, limits["limits"].timeout_seconds))
@@ -48,7 +50,7 @@ class Engine:
         self, promql: str, start: float, end: float, step: float, **limits: Any
     ) -> Answer:
         self.calls.append(("query_range", promql, start, end, step))
-        return Answer('{"resultType":"matrix","result":[]}')
+        return Answer('{"resultType":"matrix","result":[]}', *self.warnings)
 
     def labels(self) -> list[str]:
         self.calls.append(("labels",))
@@ -165,6 +167,15 @@ def test_steps(client: TestClient, engine: Engine, text: str, seconds: float) ->
     parameters = {"query": "up", "start": "0", "end": "60", "step": text}
     assert client.get("/api/v1/query_range", params=parameters).status_code == 200
     assert engine.calls == [("query_range", "up", 0.0, 60.0, seconds)]
+
+
+def test_an_answer_that_is_less_exact_says_so(client: TestClient, engine: Engine) -> None:
+    parameters = {"query": "up", "start": "0", "end": "60", "step": "15"}
+    assert "warnings" not in client.get("/api/v1/query_range", params=parameters).json()
+    engine.warnings = ('from "tiers"',)
+    found = client.get("/api/v1/query_range", params=parameters).json()
+    assert found["warnings"] == ['from "tiers"']
+    assert found["data"]["resultType"] == "matrix"
 
 
 @pytest.mark.parametrize(

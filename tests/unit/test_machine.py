@@ -33,4 +33,8 @@ def test_samples_have_the_node_exporters_names(tmp_path: Path) -> None:
 
 def test_what_the_kernel_does_not_tell_is_left_out(tmp_path: Path) -> None:
     assert list(machine.machine_samples(tmp_path)) == []
+    (tmp_path / "net").mkdir()
+    for name in PROC:
+        (tmp_path / name).write_text("x\n\ny z\n")
+    assert list(machine.machine_samples(tmp_path)) == []
     assert {sample.name for sample in machine.machine_samples()} > {"node_cpu_seconds_total"}

@@ -147,6 +147,10 @@ def test_files_and_directories(files):
     files.mv("top", "moved")
     assert not files.exists("top")
     assert files.read_text("moved") == "t"
+    with pytest.raises(ValueError, match="at least 1"):
+        files.rm("copy", recursive=True, maxdepth=0)
+    files.rm("copy", recursive=True, maxdepth=1)
+    assert files.find("copy") == ["copy/b/one.txt"]
     files.rm("a", recursive=True)
     assert not files.exists("a")
     for missing in (files.info, files.cat_file, files.ls, files.rm_file, files.open):

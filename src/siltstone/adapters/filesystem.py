@@ -168,19 +168,24 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
     _rm = rm_file
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Delete files; with `recursive` all below directories, in one batch a path."""
+        """Delete files; with `recursive` all below directories, in one batch a path.
+
+        `maxdepth`: only so many levels down. ValueError below 1, as fsspec has it.
+        """
+        if maxdepth is not None and maxdepth < 1:
+            raise ValueError("maxdepth must be at least 1")
         for name in path if isinstance(path, list) else [path]:
             key = self._strip_protocol(name).encode()
             if not recursive:
                 self.rm_file(name)
                 continue
-            if maxdepth is not None:
-                raise NotImplementedError("rm with maxdepth: delete the files themselves")
             with self.store.batch() as batch:
                 part = batch.tree(self._tree_name) if self._tree_name else batch
                 part.delete(key)
-                for below in self._tree.keys(prefix=directory(key.decode())):
-                    part.delete(below)
+                top = directory(key.decode())
+                for below in self._tree.keys(prefix=top):
+                    if maxdepth is None or below.count(b"/", len(top)) < maxdepth:
+                        part.delete(below)
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
         """Nothing to do: a directory is there as soon as a file is in it."""

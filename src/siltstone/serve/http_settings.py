@@ -39,7 +39,7 @@ class HttpSettings(SettingsBase):
     body_size_max: int = setting(64 * MIB, SIZE, "of what is written, unpacked too", low=MIB)
     record: bool = setting(True, SWITCH, "record siltstone's own statistics every second")
     record_machine: bool = setting(
-        False, SWITCH, "beside them, this machine's processors, memory, disks and network"
+        False, SWITCH, "record this machine's processors, memory, disks and network every second"
     )
 
     @property

@@ -20,20 +20,11 @@ MODES: Final = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "s
 
 def machine_samples(proc: Path = Path("/proc")) -> Iterator[Sample]:
     """As it is now."""
-    yield from _processors(_lines(proc / "stat"))
-    yield from _memory(_lines(proc / "meminfo"))
-    for line in _lines(proc / "loadavg"):
-        for minutes, load in zip((1, 5, 15), line.split(), strict=False):
-            yield Sample(f"node_load{minutes}", {}, float(load))
-    yield from _disks(_lines(proc / "diskstats"))
-    yield from _network(_lines(proc / "net" / "dev"))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
+    for name, read in FILES.items():
+        try:
+            yield from read((proc / name).read_text().splitlines())
+        except (OSError, ValueError, IndexError):
+            continue  # not there, or in a form that is not known
 
 
 def _processors(lines: list[str]) -> Iterator[Sample]:
@@ -53,6 +44,11 @@ def _memory(lines: list[str]) -> Iterator[Sample]:
             yield Sample(f"node_memory_{label}_bytes", {}, float(rest.split()[0]) * 1024)
 
 
+def _load(lines: list[str]) -> Iterator[Sample]:
+    for minutes, load in zip((1, 5, 15), lines[0].split(), strict=False):
+        yield Sample(f"node_load{minutes}", {}, float(load))
+
+
 def _disks(lines: list[str]) -> Iterator[Sample]:
     for line in lines:
         _, _, device, _, _, read, _, _, _, written, *_ = line.split()
@@ -67,3 +63,9 @@ def _network(lines: list[str]) -> Iterator[Sample]:
         numbers, labels = rest.split(), {"device": device.strip()}
         yield Sample("node_network_receive_bytes_total", labels, float(numbers[0]))
         yield Sample("node_network_transmit_bytes_total", labels, float(numbers[8]))
+
+
+FILES: Final = {
+    "stat": _processors, "meminfo": _memory, "loadavg": _load, "diskstats": _disks,
+    "net/dev": _network,
+}  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,12 @@ class Monitoring:
         self.observer = Observer(
             clock, cache=cache, metrics=metrics, api=self.api, writer=self.writer, more=self._more
         )
-        machine = [machine_samples] if settings.record_machine else []
-        self.recorder = Recorder(self.observer, others=machine) if settings.record else None
+        sources: list[Callable[[], Iterable[Sample]]] = []
+        if settings.record:
+            sources.append(self.observer.samples)
+        if settings.record_machine:
+            sources.append(machine_samples)
+        self.recorder = Recorder(self.observer, sources=sources) if sources else None
         self.http = self._http(settings)
 
     def _http(self, settings: HttpSettings) -> HttpServer | None:

@@ -183,19 +183,19 @@ def _segments(prefix: str, segments: Iterable[Mapping[str, Any]]) -> Iterator[Sa
 
 
 class Recorder:
-    """Stores an observer's samples, and those of other sources, in the observer's Metrics.
+    """Stores samples in an observer's Metrics every second, in a thread of its own.
 
-    Every second, in a thread of its own.
+    `sources` give them; the observer alone if none are named.
     """
 
     def __init__(
         self,
         observer: Observer,
         seconds: float = RECORD_SECONDS,
-        others: Sequence[Callable[[], Iterable[Sample]]] = (),
+        sources: Sequence[Callable[[], Iterable[Sample]]] = (),
     ) -> None:
         self.observer = observer
-        self.others = others
+        self.sources = sources or (observer.samples,)
         self.seconds = seconds
         self.failures = 0
         self._stop = threading.Event()
@@ -216,7 +216,7 @@ class Recorder:
         if metrics is None:
             return 0
         seconds = self.observer.clock.now_ms() / 1000
-        samples = [*self.observer.samples(), *(one for source in self.others for one in source())]
+        samples = [sample for source in self.sources for sample in source()]
         for sample in samples:
             metrics.append(sample.name, sample.labels, seconds, sample.value)
         return len(samples)

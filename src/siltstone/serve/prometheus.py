@@ -61,6 +61,10 @@ KINDS: tuple[tuple[type[Exception], int, str], ...] = (
 class Answer(Protocol):
     """What a query gives: `Result` of the engine."""
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Where it is less exact than was asked for."""
+
     def to_json(self) -> str:
         """{"resultType": ..., "result": ...}"""
 
@@ -103,9 +107,10 @@ def success(data: Any, warnings: Sequence[str] = ()) -> Response:
     return Response(msgspec.json.encode(answer), media_type=JSON)
 
 
-def success_raw(data: str) -> Response:
+def success_raw(data: str, warnings: Sequence[str] = ()) -> Response:
     """The same around what is JSON already."""
-    return Response('{"status":"success","data":' + data + "}", media_type=JSON)
+    told = ',"warnings":' + msgspec.json.encode(warnings).decode() if warnings else ""
+    return Response('{"status":"success","data":' + data + told + "}", media_type=JSON)
 
 
 def failure(error: Exception) -> Response:
@@ -234,12 +239,17 @@ class PrometheusApi:
         """Evaluate in a thread; tell it to stop when the client is gone."""
         self.queries += 1
         gone = threading.Event()
-        work = asyncio.ensure_future(run_in_threadpool(lambda: evaluate(gone.is_set).to_json()))
+
+        def answer() -> Response:
+            found = evaluate(gone.is_set)
+            return success_raw(found.to_json(), found.warnings)
+
+        work = asyncio.ensure_future(run_in_threadpool(answer))
         try:
             while True:
                 done, _ = await asyncio.wait({work}, timeout=DISCONNECT_POLL_SECONDS)
                 if done:
-                    return success_raw(work.result())
+                    return work.result()
                 if not gone.is_set() and await request.is_disconnected():
                     gone.set()
         except Exception:
