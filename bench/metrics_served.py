@@ -30,6 +30,7 @@ import numpy as np
 from bench import harness
 from bench.daemon import free_port
 from bench.harness import OURS, Row, Settings
+from siltstone.codecs import varint
 
 READY_S = 30
 STOP_S = 60
@@ -45,17 +46,8 @@ _SAMPLE = 1 + 1 + 1 + 8 + 1 + _MS_BYTES
 # Bodies ---------------------------------------------------------------------------------------
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
 def _field(number: int, payload: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
 def labels_of(number: int) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reference import protobuf
 
 from siltstone.metrics import labels as ls
 from siltstone.metrics.source import STALE_NAN, Series
@@ -29,32 +30,10 @@ from siltstone.metrics.source import STALE_NAN, Series
 READY_SECONDS_MAX = 30.0
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    number &= (1 << 64) - 1  # negative times
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _field(number: int, payload: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
-
-
 def write_request(samples: Sequence[tuple[Series, list[tuple[int, float]]]]) -> bytes:
     """Remote write 1.0: protobuf in snappy's block format, all of it literal."""
-    body = b""
-    for series, points in samples:
-        message = b"".join(
-            _field(1, _field(1, name.encode()) + _field(2, value.encode()))
-            for name, value in ls.from_mapping(series.labels)
-        )
-        for moment, value in points:
-            message += _field(2, b"\x09" + struct.pack("<d", value) + b"\x10" + _varint(moment))
-        body += _field(1, message)
-    out = _varint(len(body))
+    body = b"".join(protobuf.series(series.labels, points) for series, points in samples)
+    out = protobuf.varint(len(body))
     for begin in range(0, len(body), 1 << 16):
         piece = body[begin : begin + (1 << 16)]
         out += bytes([61 << 2]) + struct.pack("<H", len(piece) - 1) + piece

@@ -244,16 +244,17 @@ def _encode_elements(elements: tuple[Any, ...], depth: int) -> bytes:
             raise InvalidKey(
                 f"a tuple key holds str, bytes, int and tuples, not {type(element).__name__}"
             )
-        out.append(kind + _varint(len(data)) + data)
+        out.append(kind + varint(len(data)) + data)
     return b"".join(out)
 
 
-def _varint(size: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; as protobuf's of a number from 0 on."""
     out = bytearray()
-    while size > 0x7F:
-        out.append(size & 0x7F | 0x80)
-        size >>= 7
-    out.append(size)
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
     return bytes(out)
 
 

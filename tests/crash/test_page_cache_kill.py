@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pageskill
 import pytest
+from lives import life
 
 import siltstone
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
-
-
-def life(path: Path, durability: str, reports: int) -> int:
-    """Run the process, kill it after so many reports; the last commit that it called durable."""
-    child = subprocess.Popen(
-        [sys.executable, pageskill.__file__, str(path), durability], stdout=subprocess.PIPE
-    )
-    assert child.stdout is not None
-    told = 0
-    try:
-        for number, line in enumerate(child.stdout):
-            told = int(line.split()[-1])
-            if number >= reports:
-                break
-        os.kill(child.pid, signal.SIGKILL)
-        told = max([told, *(int(line) for line in child.stdout if line.endswith(b"\n"))])
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-    return told
 
 
 @pytest.mark.parametrize("durability", ["none", "sync"])
@@ -44,7 +19,9 @@ def test_kill_in_a_loop(tmp_path, durability, seed, thorough):
     said = [b""] * pageskill.PAGES
     done, ids = 0, -1
     for _ in range(150 if thorough else 5):
-        told = life(tmp_path, durability, rng.choice([0, 1, 5, 40]))
+        told = life(
+            pageskill.__file__, str(tmp_path), durability, reports=rng.choice([0, 1, 5, 40])
+        )
         with siltstone.PageCache(tmp_path, pageskill.Joined(), **pageskill.SMALL) as pages:
             assert pages._pages.recovery.problems == []
             pids = pageskill.first(pages)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import storekill
+from lives import life
 from storerig import contents
 
 import siltstone
@@ -19,27 +18,6 @@ from siltstone import errors
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
 SCRIPT = Path(storekill.__file__)
-
-
-def life(path: Path, durability: str, reports: int) -> int:
-    """Run the committing process, kill it after so many reports; the last that was durable."""
-    child = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(path), durability, "150"], stdout=subprocess.PIPE
-    )
-    assert child.stdout is not None
-    told = 0
-    try:
-        for number, line in enumerate(child.stdout):
-            told = int(line.split()[-1])
-            if number >= reports:
-                break
-        os.kill(child.pid, signal.SIGKILL)
-        told = max([told, *(int(line) for line in child.stdout if line.endswith(b"\n"))])
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-    return told
 
 
 @pytest.mark.parametrize("durability", ["interval", "sync"])
@@ -51,7 +29,9 @@ def test_kill_in_a_loop(tmp_path, durability, seed, thorough):
     model: dict[str, dict[bytes, bytes]] = {"": {}, "users": {}}
     done = 0
     for _ in range(150 if thorough else 5):
-        told = life(path, durability, rng.choice([0, 1, 5, 40]))
+        told = life(
+            storekill.__file__, str(path), durability, "150", reports=rng.choice([0, 1, 5, 40])
+        )
         with siltstone.Store(path, **storekill.SMALL) as store:
             n = int(store.get(storekill.NUMBER, b"0"))
             assert n >= told

@@ -60,10 +60,13 @@ def test_damaged_bytes_are_corruption_or_other_samples(values, data):
         good[data.draw(st.integers(0, len(good) - 1))] ^= data.draw(st.integers(1, 255))
         cut = data.draw(st.integers(0, len(good)))
         for bad in (bytes(good), bytes(good[:cut])):
+            spare = np.int64(-7)  # behind what may be written
+            found_times, found = np.full(len(times) + 1, spare), np.full(len(times) + 1, 7.0)
             try:
-                decoded(codec, bad, len(times))
+                chunks.decode_into(codec, bad, found_times[:-1], found[:-1])
             except Corruption:
-                continue
+                pass
+            assert (found_times[-1], found[-1]) == (spare, 7.0)
 
 
 def test_few_decimals_are_small():

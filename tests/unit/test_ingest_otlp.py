@@ -14,7 +14,7 @@ from reference import protobuf as pb
 
 from siltstone.errors import ProtocolError
 from siltstone.serve.ingest import otlp, otlp_message
-from siltstone.serve.ingest.rows import NAME_LABEL
+from siltstone.serve.ingest.rows import NAME_LABEL, TIME_MAX_MS, Row
 
 NS = 1_544_712_660_300_000_000
 MS = NS // 1_000_000
@@ -267,12 +267,22 @@ def test_depth_is_bounded() -> None:
         otlp.parse(b"[" * 100_000, json=True)
 
 
+def assert_rows(rows: list[Row]) -> None:
+    """What an engine can take: labels of text with a name, a number, a time or none."""
+    for row in rows:
+        assert row.labels[NAME_LABEL]
+        assert all(type(one) is str for pair in row.labels.items() for one in pair)
+        assert type(row.value) is float
+        assert row.time_ms is None or abs(row.time_ms) <= TIME_MAX_MS
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_are_refused_or_read(body: bytes) -> None:
     try:
-        otlp_message.of_protobuf(body)
+        message = otlp_message.of_protobuf(body)
     except ProtocolError:
-        pass
+        return
+    assert set(message) <= {"resourceMetrics"}
 
 
 def test_mutated_requests_never_crash(rng: random.Random) -> None:
@@ -284,9 +294,10 @@ def test_mutated_requests_never_crash(rng: random.Random) -> None:
             odd = b'0"{}[],x' if form else b"\x00\x01\x0a\x12\x7f\x80\xff"
             body[rng.randrange(len(body))] = rng.choice(odd)
         try:
-            otlp.parse(bytes(body), json=form)
+            parsed = otlp.parse(bytes(body), json=form)
         except ProtocolError:
             continue
+        assert_rows(parsed.rows)
 
 
 def test_a_response_says_what_was_rejected() -> None:

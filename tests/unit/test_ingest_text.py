@@ -321,12 +321,19 @@ def test_statsd_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # All of them --------------------------------------------------------------------------------
 
-PARSERS: list[Callable[[bytes], object]] = [
-    prometheus_text.parse,
-    lambda body: prometheus_text.parse(body, openmetrics=True),
-    influx.parse,
-    graphite.parse,
-    lambda body: statsd.Gatherer().take(body),
+
+def by_statsd(body: bytes) -> list[rows.Row]:
+    one = statsd.Gatherer()
+    one.take(body)
+    return one.flush(1).rows
+
+
+PARSERS: list[Callable[[bytes], list[rows.Row]]] = [
+    lambda body: prometheus_text.parse(body).rows,
+    lambda body: prometheus_text.parse(body, openmetrics=True).rows,
+    lambda body: influx.parse(body).rows,
+    lambda body: graphite.parse(body).rows,
+    by_statsd,
 ]
 SEEDS = [
     EXAMPLE,
@@ -347,9 +354,13 @@ def test_any_bytes_give_rows_or_an_error(number: int, rng: random.Random) -> Non
                 [b"\xff", b'"', b"\\", b" ", b"\n", b"#{", b"=,"]
             )
         try:
-            PARSERS[number](bytes(body))
+            taken = PARSERS[number](bytes(body))
         except ProtocolError:
             continue
+        for row in taken:
+            assert row.labels[rows.NAME_LABEL]
+            assert all(type(one) is str for pair in row.labels.items() for one in pair)
+            assert type(row.value) is float
 
 
 @pytest.mark.parametrize("number", range(len(PARSERS)))

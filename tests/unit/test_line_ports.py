@@ -28,17 +28,6 @@ from siltstone.serve.takers import GraphiteTaker, StatsdTaker
 NOW = 1_700_000_000
 
 
-@pytest.fixture
-def metrics() -> Iterator[Metrics]:
-    with opened(MemoryDevice(48, 1 << 16, engine="metrics")) as metrics:
-        yield metrics
-
-
-@pytest.fixture
-def sink(metrics: Metrics) -> Sink:
-    return Sink(metrics, Metadata())
-
-
 class Stored:
     """A sink that tells when something was stored in it."""
 

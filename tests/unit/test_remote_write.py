@@ -180,12 +180,14 @@ def test_what_resolve_says_reaches_the_caller() -> None:
 
 @given(st.binary(max_size=80))
 def test_any_bytes_are_refused_or_read(body: bytes) -> None:
-    one, _ = decoder()
+    one, registry = decoder()
     try:
-        one.decode_plain(body)
+        batch = one.decode_plain(body)
         labels_of(body)
     except ProtocolError:
-        pass
+        return
+    assert len(batch.ids) == len(batch.times) == len(batch.values)
+    assert all(identity < len(registry.asked) for identity in batch.ids.tolist())
 
 
 def test_mutated_requests_never_crash(rng: random.Random) -> None:

@@ -8,7 +8,6 @@ import shutil
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,15 @@ import pytest
 from httprig import Asked, Reply, peer
 from hypothesis import given
 from hypothesis import strategies as st
-from metricsrig import opened
 from starlette.testclient import TestClient
 
 from siltstone.clock import SYSTEM_CLOCK
 from siltstone.config import load
 from siltstone.errors import ConfigError, DeviceFailed
-from siltstone.log.device import MemoryDevice
 from siltstone.metrics.metrics import Metrics
 from siltstone.metrics.source import STALE_NAN_BITS
 from siltstone.serve.http import application
 from siltstone.serve.loop import LoopThread
-from siltstone.serve.metadata import Metadata
 from siltstone.serve.scrape_settings import ScrapeSettings
 from siltstone.serve.scraping import LATE_MS_MAX, Scraper, next_tick
 from siltstone.serve.sink import Sink
@@ -36,17 +32,6 @@ from siltstone.serve.target import SPARE_MIN, Target, _seconds, labelled
 
 NOW = 1_700_000_000_000
 STALE = "stale"
-
-
-@pytest.fixture
-def metrics() -> Iterator[Metrics]:
-    with opened(MemoryDevice(48, 1 << 16, engine="metrics")) as metrics:
-        yield metrics
-
-
-@pytest.fixture
-def sink(metrics: Metrics) -> Sink:
-    return Sink(metrics, Metadata())
 
 
 def job(*targets: str, **options: Any) -> ScrapeSettings:

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from siltstone.codecs import varint
 from siltstone.errors import ProtocolError
 
 DEPTH_MAX: Final = 24  # messages within messages; values of attributes may hold values
@@ -200,15 +201,5 @@ def response(rejected: int, message: str, *, json: bool) -> bytes:
         partial = {"rejectedDataPoints": str(rejected), "errorMessage": message}
         return msgspec.json.encode({"partialSuccess": partial})
     text = message.encode()
-    partial_success = b"\x08" + _packed(rejected) + b"\x12" + _packed(len(text)) + text
-    return b"\x0a" + _packed(len(partial_success)) + partial_success
-
-
-def _packed(number: int) -> bytes:
-    """A varint."""
-    packed = bytearray()
-    while number > 127:
-        packed.append(number & 127 | 128)
-        number >>= 7
-    packed.append(number)
-    return bytes(packed)
+    partial_success = b"\x08" + varint(rejected) + b"\x12" + varint(len(text)) + text
+    return b"\x0a" + varint(len(partial_success)) + partial_success
