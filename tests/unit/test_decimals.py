@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import random
 import struct
 
@@ -64,11 +65,45 @@ def test_many_numbers_of_all_sizes():
         assert decimals.number(float(f"1e{power}")) == sample_text(float(f"1e{power}"))
 
 
+def time_text(time_ms):
+    one = decimals.rows_text(
+        [b"{}"], np.array([time_ms]), np.zeros((1, 1)), np.ones((1, 1), np.uint8), True
+    )
+    start, end = '[{"metric":{},"value":[', ',"0"]}]'
+    assert one.startswith(start)
+    assert one.endswith(end)
+    return one[len(start) : -len(end)]
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "text"),
+    [(0, "0"), (1500, "1.500"), (-1, "-0.001"), (-1500, "-1.500"), (7, "0.007")],
+)
+def test_times(time_ms, text):
+    assert time_text(time_ms) == text
+
+
+@given(st.integers(-(1 << 63), (1 << 63) - 1))
+def test_any_time(time_ms):
+    text = time_text(time_ms)
+    assert decimal.Decimal(text) * 1000 == time_ms
+    assert ("." in text) == (time_ms % 1000 != 0)
+
+
 def test_rows():
-    samples = decimals.Samples(["1.5", "20", "300.125"])
-    values = np.array([[1.0, np.nan, 2.5]] * 3)
-    present = np.array([[1, 1, 1], [0, 1, 0], [0, 0, 0]], np.uint8)
-    assert samples.rows(values, present) == [
-        '[1.5,"1"],[20,"NaN"],[300.125,"2.5"]', '[20,"NaN"]', "",
-    ]  # fmt: skip
-    assert decimals.Samples([]).rows(np.empty((2, 0)), np.empty((2, 0), np.uint8)) == ["", ""]
+    times = np.array([1500, 20_000, 300_125, -5], np.int64)
+    values = np.array([[1.0, np.nan, 2.5, 0.0]] * 3)
+    present = np.array([[1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], np.uint8)
+    heads = [b'{"a":"b"}', '{"a":"\u00e9"}'.encode(), b"{}"]
+    assert decimals.rows_text(heads, times, values, present, False) == (
+        '[{"metric":{"a":"b"},"values":[[1.500,"1"],[20,"NaN"],[300.125,"2.5"],[-0.005,"0"]]},'
+        '{"metric":{"a":"\u00e9"},"values":[[20,"NaN"]]},{"metric":{},"values":[]}]'
+    )
+
+
+def test_no_rows_and_no_columns():
+    none = np.empty(0, np.int64)
+    for rows, text in ((0, "[]"), (1, '[{"metric":{},"values":[]}]')):
+        empty = np.empty((rows, 0))
+        found = decimals.rows_text([b"{}"] * rows, none, empty, empty.astype(np.uint8), False)
+        assert found == text

@@ -20,7 +20,7 @@ from siltstone.errors import (
     QueryTooLarge,
 )
 from siltstone.metrics import promql, syntax, windows
-from siltstone.metrics.numbers import number_text, sample_text, seconds_text
+from siltstone.metrics.numbers import number_text, sample_text
 from siltstone.metrics.source import STALE_NAN, Matcher, Series
 
 TEXTS = (
@@ -246,14 +246,6 @@ def test_json_is_what_prometheus_sends(source: MemorySource) -> None:
 def test_numbers(value: float, plain: str, sample: str) -> None:
     assert number_text(value) == plain
     assert sample_text(value) == sample
-
-
-@pytest.mark.parametrize(
-    ("time_ms", "text"),
-    [(0, "0"), (1500, "1.500"), (-1, "-0.001"), (-1500, "-1.500"), (7, "0.007")],
-)
-def test_times(time_ms: int, text: str) -> None:
-    assert seconds_text(time_ms) == text
 
 
 def test_arrays(source: MemorySource) -> None:

@@ -1,4 +1,4 @@
-"""Samples as Prometheus' JSON has them: [time,"value"], a whole row of a result at once.
+"""Samples as Prometheus' JSON has them: [time,"value"], all rows of a result at once.
 
 A number is the shortest decimal that reads back the same, with an exponent below 1e-6 and from
 1e21 on (numbers.sample_text, which is the oracle). Its digits are found by Giulietti's method
@@ -7,11 +7,13 @@ scaled by a power of ten that is known to 128 bits, and of the multiples of ten,
 the nearest is taken. The powers are computed when the module is loaded.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.unicode cimport PyUnicode_DecodeASCII
+from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeUTF8
 from libc.math cimport fabs, signbit
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
+
+import numpy as np
 
 cdef extern from *:
     """
@@ -30,6 +32,7 @@ cdef enum:
     BIAS = 1075                 # of the exponent, the mantissa being a whole number
     NUMBER_MAX = 32             # bytes of a number: sign, 17 digits, point, five zeros; or exponent
     DIGITS_MAX = 20
+    TIME_MAX = 24               # sign, 16 digits, point, three digits
 
 # 10^n * 2^shift rounded up, between 2^127 and 2^128: high and low half.
 cdef uint64_t[POWER_MAX - POWER_MIN + 1] powers_high
@@ -200,65 +203,141 @@ def number(double value):
     return PyUnicode_DecodeASCII(text, put_number(text, value) - text, NULL)
 
 
-cdef class Samples:
-    """Rows of samples at given moments (texts). `rows`: '[time,"value"],...' of those present."""
+# Rows of a result --------------------------------------------------------------------------------
 
-    cdef bytes texts
-    cdef uint32_t *ends         # of each moment in `texts`
-    cdef readonly Py_ssize_t count
 
-    def __cinit__(self, list moments not None):
-        cdef Py_ssize_t n
-        cdef uint32_t end = 0
-        self.count = len(moments)
-        self.texts = "".join(moments).encode("ascii")
-        self.ends = <uint32_t *>malloc((self.count + 1) * sizeof(uint32_t))
-        if self.ends == NULL:
-            raise MemoryError
-        self.ends[0] = 0
-        for n in range(self.count):
-            end += <uint32_t>len(moments[n])
-            self.ends[n + 1] = end
+cdef struct text_t:
+    const char *data
+    Py_ssize_t size
 
-    def __dealloc__(self):
-        free(self.ends)
+cdef struct shape_t:
+    # what stands between the parts of a row
+    text_t before
+    text_t between
+    text_t behind
 
-    def rows(self, const double[:, ::1] values not None, const uint8_t[:, ::1] present not None):
-        """The text of each row."""
-        cdef const char *texts = PyBytes_AS_STRING(self.texts)
-        cdef Py_ssize_t row
-        cdef char *start
-        cdef list found = []
-        assert values.shape[1] == present.shape[1] == self.count
-        assert values.shape[0] == present.shape[0]
-        # '[' time ',"' value '"],' for each
-        start = <char *>malloc(PyBytes_GET_SIZE(self.texts) + self.count * (NUMBER_MAX + 6) + 1)
-        if start == NULL:
-            raise MemoryError
-        try:
-            for row in range(values.shape[0]):
-                size = self.put_row(start, texts, values, present, row)
-                found.append(PyUnicode_DecodeASCII(start, size, NULL))
-            return found
-        finally:
-            free(start)
+cdef struct moments_t:
+    # the moments of the columns as texts, one behind another
+    char *texts
+    uint32_t *ends
 
-    cdef Py_ssize_t put_row(self, char *start, const char *texts, const double[:, ::1] values,
-                            const uint8_t[:, ::1] present, Py_ssize_t row) noexcept nogil:
-        cdef Py_ssize_t n, size
-        cdef char *to = start
-        for n in range(self.count):
-            if not present[row, n]:
-                continue
-            if to > start:
+
+cdef inline char *put_text(char *to, const text_t *text) noexcept nogil:
+    memcpy(to, text.data, text.size)
+    return to + text.size
+
+
+cdef char *put_time(char *to, int64_t time_ms) noexcept nogil:
+    """Milliseconds as seconds, at most TIME_MAX bytes; a fraction has three digits."""
+    cdef uint64_t size = <uint64_t>time_ms
+    cdef uint32_t fraction
+    if time_ms < 0:
+        size = 0 - size
+        to[0] = c'-'
+        to += 1
+    to = put_digits(to, size // 1000)
+    fraction = <uint32_t>(size % 1000)
+    if fraction:
+        to[0] = c'.'
+        to[1] = <char>(c'0' + fraction // 100)
+        to[2] = <char>(c'0' + fraction // 10 % 10)
+        to[3] = <char>(c'0' + fraction % 10)
+        to += 4
+    return to
+
+
+cdef char *put_samples(char *to, const moments_t *moments, const double *values,
+                       const uint8_t *present, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t n
+    cdef uint32_t size, start = 0
+    cdef char *first = to
+    for n in range(count):
+        size = moments.ends[n] - start
+        if present[n]:
+            if to > first:
                 to[0] = c','
                 to += 1
             to[0] = c'['
-            size = self.ends[n + 1] - self.ends[n]
-            memcpy(to + 1, texts + self.ends[n], size)
+            memcpy(to + 1, moments.texts + start, size)
             to += 1 + size
             memcpy(to, b',"', 2)
-            to = put_number(to + 2, values[row, n])
+            to = put_number(to + 2, values[n])
             memcpy(to, b'"]', 2)
             to += 2
-        return to - start
+        start = moments.ends[n]
+    return to
+
+
+cdef char *put_rows(char *to, const shape_t *shape, const text_t *heads, const moments_t *moments,
+                    const double *values, const uint8_t *present, Py_ssize_t rows,
+                    Py_ssize_t columns) noexcept nogil:
+    cdef Py_ssize_t row
+    for row in range(rows):
+        if row:
+            to[0] = c','
+            to += 1
+        to = put_text(to, &shape.before)
+        to = put_text(to, &heads[row])
+        to = put_text(to, &shape.between)
+        to = put_samples(to, moments, values + row * columns, present + row * columns, columns)
+        to = put_text(to, &shape.behind)
+    return to
+
+
+cdef text_t text_of(bytes text):
+    """Good as long as `text` is."""
+    return text_t(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+
+
+def rows_text(list heads not None, const int64_t[::1] times not None,
+              const double[:, ::1] values not None, const uint8_t[:, ::1] present not None,
+              bint single):
+    """'[{"metric":HEAD,"values":[[time,"value"],...]},...]', a head (JSON, UTF-8) a row; `single`:
+    "value" is the one sample itself."""
+    cdef Py_ssize_t rows = len(heads), columns = times.shape[0], n, size
+    cdef bytes before = b'{"metric":', between, behind
+    cdef shape_t shape
+    cdef moments_t moments
+    cdef text_t *texts = NULL
+    cdef char *start = NULL
+    cdef char *to
+    assert rows == values.shape[0] == present.shape[0]
+    assert columns == values.shape[1] == present.shape[1]
+    if rows == 0:
+        return "[]"
+    between, behind = (b',"value":', b"}") if single else (b',"values":[', b"]}")
+    shape.before, shape.between, shape.behind = text_of(before), text_of(between), text_of(behind)
+    size = 2 + rows * (1 + shape.before.size + shape.between.size + shape.behind.size)
+    # '[' time ',"' value '"],' for each; memory that is not written costs nothing
+    size += np.count_nonzero(present) * (TIME_MAX + NUMBER_MAX + 6)
+    moments.texts = <char *>malloc(max(columns, 1) * TIME_MAX)
+    moments.ends = <uint32_t *>malloc(max(columns, 1) * sizeof(uint32_t))
+    texts = <text_t *>malloc(rows * sizeof(text_t))
+    try:
+        if moments.texts == NULL or moments.ends == NULL or texts == NULL:
+            raise MemoryError
+        for n in range(rows):
+            texts[n] = text_of(heads[n])
+            size += texts[n].size
+        start = <char *>malloc(size)
+        if start == NULL:
+            raise MemoryError
+        with nogil:
+            to = moments.texts
+            for n in range(columns):
+                to = put_time(to, times[n])
+                moments.ends[n] = <uint32_t>(to - moments.texts)
+            start[0] = c'['
+            to = start + 1
+            if columns:
+                to = put_rows(to, &shape, texts, &moments, &values[0, 0], &present[0, 0], rows,
+                              columns)
+            else:
+                to = put_rows(to, &shape, texts, &moments, NULL, NULL, rows, 0)
+            to[0] = c']'
+        return PyUnicode_DecodeUTF8(start, to + 1 - start, NULL)
+    finally:
+        free(start)
+        free(texts)
+        free(moments.texts)
+        free(moments.ends)

@@ -26,10 +26,3 @@ def sample_text(value: float | np.floating) -> str:
         digits, _, exponent = repr(number).partition("e")
         return f"{digits.removesuffix('.0')}e{exponent}"
     return number_text(number)
-
-
-def seconds_text(time_ms: int) -> str:
-    """Milliseconds as seconds; a fraction has three digits."""
-    sign = "-" if time_ms < 0 else ""
-    seconds, fraction = divmod(abs(time_ms), 1000)
-    return f"{sign}{seconds}.{fraction:03}" if fraction else f"{sign}{seconds}"

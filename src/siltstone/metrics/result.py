@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from siltstone.metrics.decimals import Samples
-from siltstone.metrics.numbers import number_text, seconds_text
+from siltstone.metrics.decimals import rows_text
+from siltstone.metrics.numbers import number_text
 from siltstone.metrics.source import Times, Values
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def json_string(text: str) -> str:
 
 
 @lru_cache(1 << 14)  # dashboards ask for the same series again and again: 4 us each
-def metric_json(labels: tuple[tuple[str, str], ...]) -> str:
+def metric_json(labels: tuple[tuple[str, str], ...]) -> bytes:
     pairs = [f"{json_string(name)}:{json_string(value)}" for name, value in sorted(labels)]
-    return "{" + ",".join(pairs) + "}"
+    return ("{" + ",".join(pairs) + "}").encode()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +81,11 @@ class Result:
             return f"[{number_text(self.seconds[0])},{json_string(self.text)}]"
         if self.kind == "scalar":
             return f'[{number_text(self.seconds[0])},"{number_text(self.values[0, 0])}"]'
-        samples = Samples([seconds_text(time) for time in self.times.tolist()])
-        start, end = ('"value":', "}") if self.kind == "vector" else ('"values":[', "]}")
-        values = np.ascontiguousarray(self.values)
+        heads = [metric_json(tuple(labels.items())) for labels in self.labels]
         present = np.ascontiguousarray(self.present).view(np.uint8)
-        rows = [
-            f'{{"metric":{metric_json(tuple(labels.items()))},{start}{text}{end}'
-            for labels, text in zip(self.labels, samples.rows(values, present), strict=True)
-        ]
-        return "[" + ",".join(rows) + "]"
+        values = np.ascontiguousarray(self.values)
+        times = np.ascontiguousarray(self.times)
+        return rows_text(heads, times, values, present, self.kind == "vector")
 
     # Tables: a row a sample -----------------------------------------------------------------
 

@@ -6,6 +6,7 @@ is refused here, before any data is touched.
 
 from __future__ import annotations
 
+import functools
 import re
 from datetime import timedelta
 
@@ -18,6 +19,9 @@ from siltstone.metrics.source import NAME_LABEL, Matcher
 
 # A query of this many bytes is a program's mistake.
 QUERY_BYTES_MAX = 1 << 20
+# Dashboards send the same texts again and again; short ones are parsed once (20 us and more each).
+QUERIES_KEPT = 256
+KEPT_CHARS_MAX = 4096
 # The tree is walked by recursion, here and in the parser (whose stack ends some thousands deep).
 DEPTH_MAX = 200
 OPERATORS_MAX = 1000
@@ -55,10 +59,14 @@ _MOMENT = re.compile(r"tv_sec:\s*(-?\d+),\s*tv_nsec:\s*(\d+)")
 
 
 def parse(query: str, parameter: str = "query") -> Expr:
-    """The tree of a query; `InvalidQuery` says what is wrong with the text.
+    """The tree of a query, not to be changed; `InvalidQuery` says what is wrong with the text.
 
     The message names the `parameter` as Prometheus' API does: this is where clients see it.
     """
+    return (_parse if len(query) > KEPT_CHARS_MAX else _parse_kept)(query, parameter)
+
+
+def _parse(query: str, parameter: str) -> Expr:
     try:
         _check_size(query)
         tree = parser.parse(query)
@@ -66,6 +74,9 @@ def parse(query: str, parameter: str = "query") -> Expr:
     except ValueError as error:  # InvalidQuery is one too
         raise InvalidQuery(f'invalid parameter "{parameter}": parse error: {error}') from None
     return tree
+
+
+_parse_kept = functools.lru_cache(QUERIES_KEPT)(_parse)
 
 
 def formatted(query: str) -> str:

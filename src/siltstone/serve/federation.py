@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -20,6 +19,7 @@ from siltstone.errors import CallerError
 from siltstone.metrics.source import NAME_LABEL, STALE_NAN_BITS
 from siltstone.serve.exposition import CONTENT_TYPE, Sample, render
 from siltstone.serve.parameters import parameters
+from siltstone.serve.threads import in_thread
 
 LOOKBACK_MS = 5 * 60 * 1000
 
@@ -43,7 +43,7 @@ class Federation:
     async def answer(self, request: Request) -> Response:
         matches = (await parameters(request)).get("match[]", [])
         try:
-            body = await run_in_threadpool(lambda: self._body(matches))
+            body = await in_thread(lambda: self._body(matches))
         except CallerError as error:
             return PlainTextResponse(f"{error}\n", status_code=400)
         return Response(body, media_type=CONTENT_TYPE)

@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
@@ -38,6 +39,7 @@ Send = Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Message, Receive, Send], Awaitable[None]]
 
 STOP_SECONDS = 5
+THREADS_MAX = 40  # requests that are worked on at a time; the others wait
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -85,7 +87,22 @@ class OwnRoutes:
 
 
 def application(routes: Sequence[BaseRoute]) -> Asgi:
-    return security(Starlette(routes=list(routes)))
+    """What answers at these routes. Paths without parameters are looked up: Starlette goes through
+    its middleware and tries one pattern after another, 60 us a request."""
+    every = Starlette(routes=list(routes))
+    plain: dict[str, Route] = {}
+    for route in routes:
+        if isinstance(route, Route) and not route.param_convertors:
+            plain.setdefault(route.path, route)
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        found = plain.get(scope["path"]) if scope["type"] == "http" else None
+        if found is None or found.methods is None or scope["method"] not in found.methods:
+            await every(scope, receive, send)
+        else:
+            await found.app(scope, receive, send)
+
+    return security(app)
 
 
 class HttpServer:
@@ -103,6 +120,7 @@ class HttpServer:
             lifespan="off",
             timeout_graceful_shutdown=STOP_SECONDS,
             server_header=False,
+            proxy_headers=False,  # nothing here asks who the client is
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="siltstone-http", daemon=True)
@@ -118,6 +136,9 @@ class HttpServer:
     def _run(self) -> None:
         # not uvicorn's own run(): signals are the main thread's
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.get_loop().set_default_executor(
+                ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="siltstone-http")
+            )
             runner.run(self._server.serve(sockets=[self._socket]))
 
     def stop(self) -> None:

@@ -57,7 +57,8 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 def query_parameters(request: Request) -> dict[str, list[str]]:
     """Those of the query string alone: where the body is data, though curl calls it a form."""
-    return parse_qs(request.url.query, keep_blank_values=True)
+    text = request.scope["query_string"].decode("utf-8", "replace")
+    return parse_qs(text, keep_blank_values=True)
 
 
 async def parameters(request: Request) -> Mapping[str, list[str]]:

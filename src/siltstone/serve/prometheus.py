@@ -7,15 +7,12 @@ or a timeout stops its query. What is stored, and what a query means, is the eng
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -34,13 +31,13 @@ from siltstone.serve.parameters import (
     parameters,
     time_of,
 )
+from siltstone.serve.threads import Client, in_thread
 
 log = logging.getLogger("siltstone.serve")
 
 # As Prometheus: enough for a chart of a week at a minute, or of a year at an hour.
 POINTS_MAX = 11_000
 TIMEOUT_SECONDS = 120.0
-DISCONNECT_POLL_SECONDS = 0.5
 JSON = "application/json"
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -238,32 +235,26 @@ class PrometheusApi:
     ) -> Response:
         """Evaluate in a thread; tell it to stop when the client is gone."""
         self.queries += 1
-        gone = threading.Event()
+        client = Client(request)
 
         def answer() -> Response:
-            found = evaluate(gone.is_set)
+            found = evaluate(client.is_gone)
             return success_raw(found.to_json(), found.warnings)
 
-        work = asyncio.ensure_future(run_in_threadpool(answer))
         try:
-            while True:
-                done, _ = await asyncio.wait({work}, timeout=DISCONNECT_POLL_SECONDS)
-                if done:
-                    return work.result()
-                if not gone.is_set() and await request.is_disconnected():
-                    gone.set()
+            return await in_thread(answer)
         except Exception:
             self.queries_failed += 1
             raise
         finally:
-            gone.set()
+            client.done()
 
     # Names --------------------------------------------------------------------------------
 
     async def labels(self, request: Request) -> Response:
         found = await parameters(request)
         selection = self._selection(found)
-        names = await run_in_threadpool(
+        names = await in_thread(
             lambda: (
                 self.metrics.labels()
                 if selection == EVERYTHING
@@ -278,7 +269,7 @@ class PrometheusApi:
         if not _LABEL_NAME.fullmatch(name):
             raise errors.ProtocolError(f'invalid label name: "{name}"')
         selection = self._selection(found)
-        values = await run_in_threadpool(
+        values = await in_thread(
             lambda: (
                 self.metrics.label_values(name)
                 if selection == EVERYTHING
@@ -292,7 +283,7 @@ class PrometheusApi:
         selection = self._selection(found)
         if not selection.match:
             raise errors.ProtocolError("no match[] parameter provided")
-        series = await run_in_threadpool(lambda: self._series(selection))
+        series = await in_thread(lambda: self._series(selection))
         return _limited(series, limit_of(found))
 
     def _selection(self, found: Mapping[str, Sequence[str]]) -> Selection:

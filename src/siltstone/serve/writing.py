@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -26,6 +25,7 @@ from siltstone.serve.parameters import BodyTooLarge, UnknownKind, first, query_p
 from siltstone.serve.prometheus import answered
 from siltstone.serve.remote_write import Batch, Decoder
 from siltstone.serve.sink import Sink
+from siltstone.serve.threads import in_thread
 
 WRITE_REQUEST: Final = "prometheus.WriteRequest"  # of remote_write 1.0
 
@@ -64,7 +64,7 @@ class Writer:
         if "proto=" in kind and WRITE_REQUEST not in kind:
             raise UnknownKind(f"remote_write 1.0 is spoken here, {WRITE_REQUEST}, not {kind!r}")
         body = await read_body(request, self.body_bytes_max)
-        await run_in_threadpool(lambda: self._store_remote(body))
+        await in_thread(lambda: self._store_remote(body))
         return Response(status_code=204)
 
     def _store_remote(self, body: bytes) -> None:
@@ -119,7 +119,7 @@ class Writer:
             self._done(len(parsed.rows), self.sink.store(parsed, now_ms))
             return parsed
 
-        return await run_in_threadpool(store)
+        return await in_thread(store)
 
     def _done(self, samples: int, accepted: int) -> None:
         self.requests += 1
