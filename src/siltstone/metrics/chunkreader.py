@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 BLOCK_BITS: Final = 20  # of a block's number within its segment
 NO_DATA: Final = 61  # ENODATA: the file ends before it
+# Series of one range lie in the same blocks, and groups of them are decoded one after another: what
+# the first group took from the cache the others have at hand (0.1 us a block instead of 4; 1,000
+# series of six hours are 80 groups of 600 blocks). 64 MiB, mostly the cache's own.
+BLOCKS_HELD: Final = 1024
+Held = dict[int, Any]  # blocks by the place of their source and their number there
 Bytes = Segment | npt.NDArray[np.uint8]  # where chunks lie: in a segment, or in memory
 
 
@@ -44,13 +49,16 @@ class ChunkReader:
     def decode(
         self, rows: Chunks, places: npt.NDArray[np.int64], sources: Sequence[Bytes],
         at: npt.NDArray[np.int64], times: npt.NDArray[np.int64], values: npt.NDArray[np.float64],
+        held: Held | None = None,
     ) -> npt.NDArray[np.bool_]:  # fmt: skip
         """Whether each chunk is sound. Chunk n of `rows` lies in `sources[places[n]]`; its samples
-        go to `times` and `values` from `at[n]` on. Outdated when a segment of them is gone."""
+        go to `times` and `values` from `at[n]` on. `held`: blocks of these sources, kept from call
+        to call. Outdated when a segment of them is gone."""
         if not rows.size:
             return np.ones(0, np.bool_)
         self._engine.counters["chunk_reads"] += rows.size
-        blocks, block, inside = self._locate(rows, places, sources)
+        held = {} if held is None else held
+        blocks, block, inside = self._locate(rows, places, sources, held)
         stored = [one if isinstance(one, Segment) else None for one in sources]
         salts = np.array([one.salt if one else 0 for one in stored], np.uint32)[places]
         versions = np.array([one.version if one else 0 for one in stored], np.uint64)[places]
@@ -72,7 +80,7 @@ class ChunkReader:
         return good
 
     def _locate(
-        self, rows: Chunks, places: npt.NDArray[np.int64], sources: Sequence[Bytes]
+        self, rows: Chunks, places: npt.NDArray[np.int64], sources: Sequence[Bytes], held: Held
     ) -> tuple[list[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(blocks, the first block of each chunk, its place there). Blocks of a segment that a
         chunk lies across follow one another."""
@@ -90,11 +98,14 @@ class ChunkReader:
         wanted = np.unique(all_codes)
         blocks: list[Any] = []
         for code in wanted.tolist():
-            source = sources[code >> BLOCK_BITS]
-            if isinstance(source, Segment):
-                blocks.append(self._block_or_none(source, code & ((1 << BLOCK_BITS) - 1)))
-            else:
-                blocks.append(source)
+            block = held.get(code)
+            if block is None:
+                block = sources[code >> BLOCK_BITS]
+                if isinstance(block, Segment):
+                    block = self._block_or_none(block, code & ((1 << BLOCK_BITS) - 1))
+                if len(held) < BLOCKS_HELD:
+                    held[code] = block
+            blocks.append(block)
         return blocks, np.searchsorted(wanted, codes), offsets - first * BLOCK_BYTES
 
     def _block_or_none(self, segment: Segment, number: int) -> bytes:

@@ -31,6 +31,7 @@ from siltstone.errors import (
 from siltstone.log.device import Device
 from siltstone.log.ordered_log import OrderedLog
 from siltstone.log.workers import WorkerPool
+from siltstone.metrics.ahead import Ahead
 from siltstone.metrics.change import Change, Piece, cut
 from siltstone.metrics.head import NONE_MS, Head
 from siltstone.metrics.keys import Limits
@@ -117,6 +118,7 @@ class Engine:
         )  # fmt: skip
         self.registry = Registry()
         self.cache = ReadCache(settings.cache)
+        self.ahead = Ahead()
         self.segments: dict[int, Segment] = {}
         self.pending: list[Piece] = []
         self.tombstones: list[Tombstone] = []
@@ -512,6 +514,7 @@ class Engine:
             raise
         finally:
             self.head.close()
+            self.ahead.close()
             try:
                 self.log.close()
             finally:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from siltstone.metrics.chunkreader import Bytes
+from siltstone.metrics.chunkreader import Bytes, Held
 from siltstone.metrics.registry import Ids
-from siltstone.metrics.segment import RAW, Chunks, Segment, joined
+from siltstone.metrics.segment import RAW, Chunks, Segment, joined, picked
 from siltstone.metrics.source import Times, Values
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Picture:
     head: HeadSamples
     firsts: Numbers  # of each id: its rows are [first, last)
     lasts: Numbers
+    held: Held = dataclasses.field(default_factory=dict)  # blocks that were read for it
 
     def owners(self) -> Numbers:
         """Of each row, whose it is, as an index into `ids`."""
@@ -56,7 +57,7 @@ class Picture:
         kept = self.rows["end_ms"] >= times[self.owners()]
         if kept.all():
             return self
-        rows, places = self.rows[kept], self.places[kept]
+        rows, places = picked(self.rows, np.flatnonzero(kept)), self.places[kept]
         return sorted_picture(self.ids, rows, places, self.sources, self.head)
 
 
@@ -109,15 +110,14 @@ def _picture(
 
     def take(chunks: Chunks, source: Bytes) -> None:
         found = wanted(chunks["series"])
-        some = chunks[found]
-        touching = (some["start_ms"] <= end) & (some["end_ms"] >= start)
+        touching = (chunks["start_ms"][found] <= end) & (chunks["end_ms"][found] >= start)
         if not touching.all():
-            some = some[touching]
-        if some.size:
-            rows.append(some)
+            found = found[touching]
+        if found.size:
+            rows.append(picked(chunks, found))
             if not sources or sources[-1] is not source:
                 sources.append(source)
-            places.append(np.full(some.size, len(sources) - 1))
+            places.append(np.full(found.size, len(sources) - 1))
 
     for segment in segments:
         if segment.sealed:
@@ -147,7 +147,7 @@ def sorted_picture(
 ) -> Picture:  # fmt: skip
     """Of rows in any order. `head`: of these ids in this order; None: they have none."""
     order = np.lexsort((rows["start_ms"], rows["series"]))
-    rows, places = rows[order], places[order]
+    rows, places = picked(rows, order), places[order]
     series = np.ascontiguousarray(rows["series"])
     firsts, lasts = np.searchsorted(series, ids, "left"), np.searchsorted(series, ids, "right")
     return Picture(ids, rows, places, sources, head or _no_head(ids), firsts, lasts)

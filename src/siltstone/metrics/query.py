@@ -24,7 +24,7 @@ from siltstone.metrics.decoding import trim
 from siltstone.metrics.older import with_older
 from siltstone.metrics.picture import Picture, near, picture_of
 from siltstone.metrics.registry import Ids, Matched
-from siltstone.metrics.segment import FRESH, RAW, TIER, Chunks, Segment
+from siltstone.metrics.segment import FRESH, RAW, TIER, Chunks, Segment, picked
 from siltstone.metrics.source import Latest, Matcher, Points, PointSeries, Series, Times, Values
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Reader:
             return
         picture = picture_of(self._engine, ids, start, end, (FRESH, RAW))
         self.check_size(picture)
-        for runs in self.groups(picture, start, end, most):
+        for runs in self.groups(picture, start, end, most, ahead=True):
             batch = []
             for number, run in enumerate(runs, done):
                 labels = dict(found.labels[number])
@@ -252,16 +252,21 @@ class Reader:
         return itertools.chain.from_iterable(self.groups(picture, start, end))
 
     def groups(
-        self, picture: Picture, start: int = -EVER, end: int = EVER, most: int = GROUP_SAMPLES
-    ) -> Iterator[list[Run]]:
-        """The same, as many at a time as are decoded at once."""
+        self, picture: Picture, start: int = -EVER, end: int = EVER, most: int = GROUP_SAMPLES,
+        ahead: bool = False,
+    ) -> Iterator[list[Run]]:  # fmt: skip
+        """The same, as many at a time as are decoded at once; `ahead`: in threads, too."""
         counts = np.concatenate([[0], np.cumsum(picture.rows["count"], dtype=np.int64)])
         sizes = counts[picture.lasts] - counts[picture.firsts]
         sizes += picture.head.counts + picture.head.late
         groups = np.cumsum(sizes) // most
         bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), sizes.size]
-        for first, last in itertools.pairwise(bounds):
-            yield list(self._group(picture, first, last, start, end))
+        spans = list(itertools.pairwise(bounds))
+
+        def decoded(span: tuple[int, int]) -> list[Run]:
+            return list(self._group(picture, *span, start, end))
+
+        return self._engine.ahead.map(decoded, spans) if ahead else map(decoded, spans)
 
     def _group(
         self, picture: Picture, first: int, last: int, start: int, end: int
@@ -270,7 +275,7 @@ class Reader:
         group = Group(picture, first, last)
         times, values = np.empty(group.total, np.int64), np.empty(group.total, np.float64)
         good = self.chunks.decode(
-            group.rows, group.places, picture.sources, group.at, times, values
+            group.rows, group.places, picture.sources, group.at, times, values, picture.held
         )
         group.put_head(times, values)
         mixed = group.mixed(times, good)
@@ -405,7 +410,7 @@ class Group:
         spans = lasts - firsts
         self.edges = np.concatenate([[0], np.cumsum(spans)])  # of each series' rows in ours
         numbers = np.repeat(firsts - self.edges[:-1], spans) + np.arange(self.edges[-1])
-        self.rows, self.places = picture.rows[numbers], picture.places[numbers]
+        self.rows, self.places = picked(picture.rows, numbers), picture.places[numbers]
         self.owners = np.repeat(np.arange(spans.size), spans)
         self.late = picture.head.late[first:last]
         self._heads = picture.head.counts[first:last] + self.late

@@ -94,6 +94,13 @@ def joined(parts: Sequence[Chunks]) -> Chunks:
 
 
 _NONE: Final = np.empty(0, np.uint8)
+_BYTES: Final = np.dtype((np.void, CHUNK_SIZE))
+
+
+def picked(chunks: Chunks, places: npt.NDArray[np.integer[Any]]) -> Chunks:
+    """`chunks[places]`, as bytes: numpy copies structured types field by field (8,500 rows: 60 us
+    instead of 1,300)."""
+    return chunks.view(_BYTES).take(places).view(CHUNK)
 
 
 def _scattered(numbers: dict[int, int], ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
