@@ -169,9 +169,17 @@ def _text(value: Any) -> str:
 
 
 def _path(value: Any) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    if not isinstance(value, (str, bytes, os.PathLike)) or not os.fspath(value):
         raise ConfigError(f"{value!r} is no path")
-    return Path(os.fsdecode(value)).expanduser()
+    text = os.fsdecode(value)
+    if "\0" in text:
+        raise ConfigError(f"{value!r} is no path: it has a zero byte")
+    return Path(text).expanduser()
+
+
+def data_directory(value: Any) -> Path:
+    """A path that stays the same when the process changes its directory; ConfigError: none."""
+    return _path(value).absolute()
 
 
 def _mode(value: Any) -> int:
@@ -265,10 +273,15 @@ class SettingsBase:
 
 def check(owner: type[SettingsBase], name: str, value: Any) -> Any:
     """The value in its own type and within its limits, else ConfigError."""
-    metadata = owner.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
-    if value is None or "kind" not in metadata:
+    found = owner.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    metadata = found.metadata
+    if "kind" not in metadata or (value is None and found.default is None):
         return value
     kind, low, high = metadata["kind"], metadata["low"], metadata["high"]
+    if value is None:
+        raise ConfigError(
+            f"[{owner.section}] {name}: None is no {kind.name}; unless said it is {found.default!r}"
+        )
     try:
         value = kind.parse(value)
     except ConfigError as error:

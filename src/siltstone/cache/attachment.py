@@ -41,13 +41,13 @@ from siltstone.log.device import (
     create_arena_file,
     create_memfd,
     identity,
-    make_directory,
     open_arena_file,
     open_live_map,
     open_lock_file,
     open_memfd_of,
     remove_files,
 )
+from siltstone.log.directory import check_free_for, make_directory
 from siltstone.log.livemap import LiveMap, live_map_bytes
 from siltstone.log.lockfile import LockFile, holder_text
 from siltstone.log.log import Log, log_sections
@@ -81,6 +81,7 @@ def attach(settings: CacheSettings, clock: Clock) -> Attachment:
             _forgotten.popleft().release()
         key: object = object()
         if settings.path is not None:
+            check_free_for("flash", settings.path)
             make_directory(settings.path)
             key = identity(settings.path)
             found = _open_attachments.get(key)

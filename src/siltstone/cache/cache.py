@@ -28,7 +28,7 @@ from siltstone.cache.report import Report
 from siltstone.cache.sweep import scan, sweep
 from siltstone.clock import SYSTEM_CLOCK, Clock
 from siltstone.codecs import Key
-from siltstone.config import CacheSettings, build, parse_duration, parse_size
+from siltstone.config import CacheSettings, build, data_directory, parse_duration, parse_size
 
 V = TypeVar("V")
 TTL = float | int | str | timedelta | None
@@ -61,7 +61,13 @@ class Cache(Face):
         super().__init__()
         self.settings = build(
             CacheSettings,
-            {"path": path, "ram": ram, "flash": flash, "codec": codec, **options},
+            {
+                "path": None if path is None else data_directory(path),
+                "ram": ram,
+                "flash": flash,
+                "codec": codec,
+                **options,
+            },
             "Cache()",
         )
         self._clock = clock

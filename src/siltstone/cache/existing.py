@@ -30,7 +30,9 @@ def existing_options(path: Path) -> dict[str, Any]:
     lock = path / "lock"
     door = _door(lock) if lock.is_file() else None
     if door is None or not set(SIZES) <= set(door):
-        raise WrongFormat(f"{path} holds no cache", path=str(path))
+        raise WrongFormat(
+            f"{path} holds no cache, and neither a store nor time series", path=str(path)
+        )
     options: dict[str, Any] = {name: door[key] for key, name in SIZES.items()}
     if "files" in door:
         if not door["files"]:

@@ -30,7 +30,6 @@ from siltstone.errors import (
     Corruption,
     EnvironmentFailure,
     Locked,
-    SiltstoneError,
     WrongFormat,
 )
 from siltstone.log import superblock as superblocks
@@ -547,14 +546,6 @@ def rename_file(path: StrPath, to: StrPath) -> None:
     sync_directory(os.path.dirname(os.fspath(to)) or ".")
 
 
-def make_directory(path: StrPath, *, mode: int = 0o700) -> None:
-    """The data directory, with its parents, if it is missing."""
-    try:
-        os.makedirs(path, mode, exist_ok=True)
-    except OSError as error:
-        raise _opening_failed(os.fspath(path), error) from error
-
-
 def identity(path: StrPath | int) -> tuple[int, int]:
     """(device, inode): the same file, whatever its name."""
     return _key(os.stat(path))
@@ -667,19 +658,6 @@ def create_file(path: StrPath, size: int, *, mode: int = 0o600) -> int:
     """The descriptor of a new file of zeros, all allocated; what was there before is gone."""
     remove_files([path])
     return open_live_map(path, size, mode=mode)[0]
-
-
-def read_superblock(path: StrPath) -> Superblock | None:
-    """What a device's file says about itself; None when there is none to be read. No lock."""
-    descriptor = open_file(path)
-    if descriptor < 0:
-        return None
-    try:
-        return superblocks.newest(os.pread(descriptor, FIRST_DATA_OFFSET, 0), os.fspath(path))
-    except (OSError, SiltstoneError):
-        return None
-    finally:
-        os.close(descriptor)
 
 
 def open_file(path: StrPath) -> int:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from siltstone.errors import ConfigError
-from siltstone.log.device import FileDevice, make_directory, rename_file
+from siltstone.log.device import FileDevice, rename_file
+from siltstone.log.directory import make_directory
 from siltstone.log.ordered_log import OrderedLog
 from siltstone.metrics.report import Report
 from siltstone.metrics.segment import Segment

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
-from siltstone.config import build, format_duration, parse_duration
+from siltstone.config import build, data_directory, format_duration, parse_duration
 from siltstone.errors import (
     Closed,
     Corruption,
@@ -29,9 +29,11 @@ from siltstone.errors import (
     InvalidValue,
     LimitReached,
     ReadOnly,
+    SiltstoneError,
     SnapshotTooOld,
 )
-from siltstone.log.device import Device, FileDevice, make_directory, read_superblock
+from siltstone.log.device import Device, FileDevice, superblock_of
+from siltstone.log.directory import check_free_for, make_directory
 from siltstone.log.superblock import FIRST_DATA_OFFSET
 from siltstone.log.workers import WorkerPool
 from siltstone.metrics import promql as evaluator
@@ -71,12 +73,12 @@ class Metrics:
         rng: Random = SYSTEM_RANDOM,
         **options: Any,
     ) -> None:
-        self.path = Path(path)
+        self.path = data_directory(path)
         file = self.path / FILE
         found = _sizes_of(file)
         if options.get("read_only"):  # the quota is the writer's
             options = {**options, **found}
-        self.settings = build(MetricsSettings, {"path": path, **found, **options})
+        self.settings = build(MetricsSettings, {"path": self.path, **found, **options})
         self._clock, self._rng = clock, rng
         self._own_tiers = "tiers" not in options
         self._closed = False
@@ -85,6 +87,7 @@ class Metrics:
         self._pool: WorkerPool | None = None
         self._background: Background | None = None
         if not self.settings.read_only:
+            check_free_for(FILE, self.path)
             make_directory(self.path)
         self._open(self._device())
 
@@ -476,7 +479,10 @@ def _range(start: Any, end: Any) -> tuple[int, int]:
 
 def _sizes_of(file: Path) -> dict[str, Any]:
     """The geometry that a file was made with, so that it is opened as its owner did."""
-    superblock = read_superblock(file)
+    try:
+        superblock = superblock_of(file)
+    except (OSError, SiltstoneError):
+        return {}  # opening says what is wrong
     if superblock is None or superblock.engine != ENGINE:
         return {}
     size = superblock.segment_bytes

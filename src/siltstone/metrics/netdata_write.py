@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from siltstone.errors import ConfigError
 from siltstone.log import device
+from siltstone.log.directory import make_directory
 from siltstone.log.foreign import NewFile, names_in
 from siltstone.metrics import netdata_extent as extents
 from siltstone.metrics import netdata_journal as journal
@@ -75,7 +76,7 @@ class Writer:
         compression: int = LZ4,
     ) -> None:
         self.directory = Path(directory)
-        device.make_directory(self.directory)
+        make_directory(self.directory)
         if names := [name for name in names_in(self.directory) if name.endswith((".ndf", ".njf"))]:
             raise ConfigError(
                 f"{self.directory} holds {names[0]} already: give a new directory to write to"

@@ -25,7 +25,8 @@ from typing import Final
 
 from siltstone.errors import SiltstoneError
 from siltstone.log.checksum import crc32c
-from siltstone.log.device import make_directory, remove_files
+from siltstone.log.device import remove_files
+from siltstone.log.directory import make_directory
 from siltstone.log.foreign import ForeignFile, NewFile, names_in
 
 MAGIC: Final = b"SILTOUT1"

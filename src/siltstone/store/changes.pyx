@@ -5,7 +5,6 @@ as sorted edits, which makes one commit of them: one group of the log, if nothin
 has read was changed meanwhile. Whatever has to be loaded or waited for on the way is done without
 the lock; if a leaf that was dealt with has changed meanwhile, all starts again.
 """
-import errno as errors_of_os
 from bisect import bisect_left
 
 from cpython.bytes cimport (PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize,
@@ -17,7 +16,7 @@ from libc.stdlib cimport calloc, malloc
 from libc.string cimport memset
 from posix.unistd cimport usleep
 
-from siltstone.errors import Closed, Conflict, KeyMissing, ReadOnly, TooLarge
+from siltstone.errors import Closed, Conflict, KeyMissing, TooLarge
 from siltstone.log.workers cimport now_ns
 from siltstone.store.blob cimport BLOB_REFERENCE_MAX, blob_write
 from siltstone.store.edits cimport edit_t, edits_sort
@@ -119,8 +118,7 @@ cdef class Changes:
         """All or nothing; how many keys changed. Conflict: something in `reads` did, before."""
         cdef bint wait = self.pages.durable if durable is None else durable
         watchers = self.pages.watchers
-        if self.pages.pages.read_only:
-            raise ReadOnly(errors_of_os.EROFS, "the store was opened read-only")
+        self.pages.writable()
         if watchers is not None:
             watchers.acquire()
         return self._commit(reads, wait)

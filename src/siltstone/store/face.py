@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from siltstone.errors import InvalidKey, KeyMissing
+from siltstone.errors import InvalidKey, InvalidValue, KeyMissing
 from siltstone.store import tree as compiled
 from siltstone.store.stream import BlobReader, BlobWriter
 from siltstone.store.values import ValueReader, ValueWriter
@@ -25,8 +25,14 @@ def check_name(name: object) -> None:
     """Of a tree; InvalidKey says what is wrong with it."""
     if not isinstance(name, str):
         raise InvalidKey(f"the name of a tree is a str, not {type(name).__name__}")
-    if not 0 < len(name.encode()) <= NAME_BYTES_MAX:
+    if not 0 < len(name.encode("utf-8", "replace")) <= NAME_BYTES_MAX:
         raise InvalidKey(f"the name of a tree has 1 to {NAME_BYTES_MAX} bytes in UTF-8")
+    if name.startswith("\0"):
+        raise InvalidKey("names that begin with a zero byte are those of trees that were dropped")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidKey(f"the name of a tree is text that UTF-8 can hold: {error}") from None
 
 
 class Tree(compiled.Tree):
@@ -45,10 +51,14 @@ class Tree(compiled.Tree):
         return self.set_default(key, default)
 
     def update(
-        self, pairs: Mapping[bytes, Any] | Iterable[tuple[bytes, Any]] = (), /, **durable: Any
+        self,
+        pairs: Mapping[bytes, Any] | Iterable[tuple[bytes, Any]] = (),
+        /,
+        *,
+        durable: bool | None = None,
     ) -> None:
-        """Set every pair, in one batch: all or none. `durable=` as of `Store.batch`."""
-        with self._store.batch(**durable) as batch:
+        """Set every pair, in one batch: all or none. `durable` as of `Store.batch`."""
+        with self._store.batch(durable) as batch:
             part = batch.tree(self.name) if self.name else batch
             part.update(pairs)
 
@@ -67,11 +77,11 @@ class Tree(compiled.Tree):
         "wb": written in pieces and seen, whole, when the file is closed; not at all if it is left
         by an exception or has `abandon()` called.
         """
-        name = bytes(key)
+        name = compiled.key_of(key)
         if mode == "rb":
-            return cast(BinaryIO, io.BufferedReader(ValueReader(name, BlobReader(self, key))))
+            return cast(BinaryIO, io.BufferedReader(ValueReader(name, BlobReader(self, name))))
         if mode != "wb":
-            raise ValueError(f'mode {mode!r}: values are opened with "rb" or "wb"')
+            raise InvalidValue(f'mode {mode!r}: values are opened with "rb" or "wb"')
         self._store._check_writable()
         return cast(
             BinaryIO,
@@ -88,7 +98,10 @@ class Tree(compiled.Tree):
 
     def watch(self, prefix: bytes = b"") -> Watch:
         """What is committed from now on under `prefix`: an iterator, also for `async for`."""
-        return self._store._watch(self.name, prefix)
+        return self._store._watch(self.name, compiled.key_of(prefix))
+
+    def __repr__(self) -> str:
+        return f"<tree {self.name!r} of {self._store!r}>"
 
 
 MutableMapping.register(Tree)

@@ -331,9 +331,6 @@ cdef class FragmentPages(Pages):
     def __cinit__(self, *_, **__):
         self.pages.ops = &list_ops
 
-    def _usable(self):
-        self.raise_result(pages_usable(&self.pages), 0)
-
     def _writable(self):
         self._usable()
         self.log._check(True)

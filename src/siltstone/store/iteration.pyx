@@ -48,6 +48,8 @@ cdef class Scan:
         cdef const char *record
         cdef uint32_t word, size, index
         cdef bytes key
+        if self.owner is not None and not self.owner.snap.open:
+            self.owner.check()          # says so
         if self.index == self.end and not self._fill():
             raise StopIteration
         if self.pages.pages.closed:

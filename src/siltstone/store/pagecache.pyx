@@ -24,7 +24,8 @@ from libc.string cimport memset
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM
 from siltstone.errors import (Closed, ConfigError, Corruption, EnvironmentFailure,
                               ForkedProcess, KeyMissing, SiltstoneError, SnapshotTooOld)
-from siltstone.log.device import FileDevice, make_directory
+from siltstone.log.device import FileDevice
+from siltstone.log.directory import check_free_for, make_directory
 from siltstone.log.atomics cimport load64_relaxed
 from siltstone.log.capture cimport capture_t, capture_take
 from siltstone.log.log cimport LOG_CORRUPT, LOG_GONE, LOG_OK
@@ -212,6 +213,7 @@ cdef class Pages:
         if settings.read_only:
             self._opener = Reader(path)
         else:
+            check_free_for("data", path)
             make_directory(path)
             self._opener = Writer(path, mode=settings.mode)
         device = FileDevice([(os.path.join(path, "data"), None)], settings.segment_size,
@@ -329,6 +331,10 @@ cdef class Pages:
             self.step()
         except SiltstoneError as error:
             self._upkeep.error = error      # the commit itself is done; the log says it to the next
+
+    def _usable(self):
+        """Closed, ForkedProcess: it is not."""
+        self.raise_result(pages_usable(&self.pages), 0)
 
     def sync(self, uint64_t end=0):
         """Everything committed so far (or up to `end`) is on the medium afterwards."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
+from siltstone.config import build, data_directory
 from siltstone.errors import Conflict, InvalidKey, InvalidValue, KeyMissing, Outdated
 from siltstone.store.fragments import FragmentPages, PidSet
 from siltstone.store.report import Report
@@ -106,13 +107,25 @@ class PageCache:
         self._threshold = max(1, consolidation_threshold)
         self._pages = FragmentPages()
         self._batches = threading.local()
+        directory = None if path is None else data_directory(path)
+        self._given = {"path": directory, "materializer": materializer, **settings}
+        self._given |= {"consolidation_threshold": consolidation_threshold}
+        self.settings = build(PageSettings, {"path": directory, **settings}, "PageCache()")
         self._pages.open_with(
-            PageSettings(path=path, **settings),
+            self.settings,
             device=device,
             engine="pages",
             background=background,
             pages_min=pages_min,
         )
+
+    def __reduce__(self) -> Any:
+        if self.settings.path is None:
+            raise TypeError("a temporary page cache cannot be pickled: it has no path")
+        return _opened, (self._given,)
+
+    def __repr__(self) -> str:
+        return f"PageCache({str(self.settings.path) if self.settings.path else None!r})"
 
     # Fragments and bytes
 
@@ -254,8 +267,13 @@ class PageCache:
         return self._pages.root_pid(root_name(name)) or None
 
     def compare_and_set_root(self, name: str, old: int | None, new: int | None) -> bool:
-        """Set it to `new` (None: forget the name) if it is `old` (None: there is none)."""
+        """Set it to `new` (None: forget the name) if it is `old` (None: there is none).
+
+        KeyMissing: there is no page `new`.
+        """
         wanted = 0 if new is None else check_pid(new)
+        if wanted:
+            self._read(wanted)
         expected = 0 if old is None else check_pid(old)
         if self._batch is not None:
             if (self.root(name) or 0) != expected:
@@ -286,7 +304,9 @@ class PageCache:
 
     def make_stable(self, position: int) -> None:
         """Wait until everything below `position` is on the medium."""
-        self._pages.sync(position)
+        if isinstance(position, bool) or not isinstance(position, int) or position < 0:
+            raise InvalidValue(f"a position is a whole number from 0 on, not {position!r}")
+        self._pages.sync(min(position, self.position))
 
     def sync(self) -> None:
         """Everything that was changed before the call is on the medium afterwards."""
@@ -318,10 +338,15 @@ class PageCache:
         self._pages.close()
 
     def __enter__(self) -> Self:
+        self._pages._usable()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _opened(given: dict[str, Any]) -> PageCache:
+    return PageCache(**given)
 
 
 def root_name(name: str) -> bytes:

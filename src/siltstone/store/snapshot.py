@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 
+from siltstone.errors import InvalidValue
 from siltstone.store.stream import BlobReader
-from siltstone.store.tree import View
+from siltstone.store.tree import View, key_of
 from siltstone.store.trees import Snapshot as Moment
 from siltstone.store.values import ValueReader
 
@@ -25,8 +26,9 @@ class SnapshotTree(View):
     def open(self, key: Any, mode: str = "rb") -> BinaryIO:
         """The value as a file; only for reading."""
         if mode != "rb":
-            raise ValueError(f'mode {mode!r}: a snapshot is only read, "rb"')
-        return cast(BinaryIO, io.BufferedReader(ValueReader(bytes(key), BlobReader(self, key))))
+            raise InvalidValue(f'mode {mode!r}: a snapshot is only read, "rb"')
+        name = key_of(key)
+        return cast(BinaryIO, io.BufferedReader(ValueReader(name, BlobReader(self, name))))
 
 
 class Snapshot(SnapshotTree):

@@ -12,6 +12,7 @@ values that are no bytes (`Cache` has codecs).
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import tempfile
 import weakref
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
-from siltstone.config import build
-from siltstone.errors import Conflict, ReadOnly
+from siltstone.config import build, data_directory
+from siltstone.errors import Conflict, InvalidValue, ReadOnly
 from siltstone.log.device import Device, superblock_of
 from siltstone.store import copies
 from siltstone.store.face import Tree, check_name
@@ -65,8 +66,9 @@ class Store(Tree):
         rng: Random = SYSTEM_RANDOM,
         **options: Any,
     ) -> None:
+        directory = None if path is None else data_directory(path)
         self._given = {
-            "path": path,
+            "path": directory,
             "durability": durability,
             "flush_interval": flush_interval,
             "cache": cache,
@@ -74,8 +76,8 @@ class Store(Tree):
             **options,
         }
         given = dict(self._given)
-        if path is not None and "segment_size" not in options:
-            found = superblock_of(os.path.join(path, "data"))
+        if directory is not None and "segment_size" not in options:
+            found = superblock_of(directory / "data")
             given |= {"segment_size": found.segment_bytes} if found else {}
         self.settings = build(StoreSettings, given, "Store()")
         self._seams: dict[str, Any] = {
@@ -112,7 +114,7 @@ class Store(Tree):
     def __reduce__(self) -> Any:
         if self.settings.path is None:
             raise TypeError("a temporary store cannot be pickled: it has no path")
-        return _opened, (self._given | {"path": os.path.abspath(self.settings.path)},)
+        return _opened, (self._given,)
 
     def __repr__(self) -> str:
         return f"Store({str(self.path) if self.path else None!r})"
@@ -138,8 +140,10 @@ class Store(Tree):
         return sorted(self._pages.tree_names())
 
     def drop_tree(self, name: str) -> bool:
-        """Delete a tree with all that is in it; whether there was one."""
+        """Delete a tree with all that is in it; whether there was one. The store's own cannot be
+        dropped: `clear()` empties it."""
         self._check_writable()
+        check_name(name)
         return self._pages.tree_drop(name)
 
     # Many changes ---------------------------------------------------------------------------
@@ -166,20 +170,24 @@ class Store(Tree):
         It may run several times: it should change nothing but the transaction. Conflict after
         `attempts`.
         """
-        for attempt in range(1, attempts + 1):
+        if attempts < 1:
+            raise InvalidValue(f"attempts: {attempts} is too few, use 1 or more")
+        for attempt in itertools.count(1):
             try:
                 with self.transaction(durable) as transaction:
                     return function(transaction)
             except Conflict:
                 if attempt == attempts:
                     raise
-        raise ValueError(f"attempts: {attempts} is too few, use 1 or more")
+        raise AssertionError("the loop ends by return or Conflict")
 
     def snapshot(self) -> Snapshot:
         """All trees as they are now, until it is closed."""
         return Snapshot(self)
 
     def _watch(self, tree: str, prefix: bytes) -> Watch:
+        self._check_writable()  # a reader sees changes at refresh(), not as they come
+        self._pages._usable()
         watch = self._watchers.watch(tree, prefix)
         self._pages.watchers = self._watchers
         return watch
@@ -225,7 +233,9 @@ class Store(Tree):
         """Read and check every page and record; `progress(done, of)` is told now and then."""
         report = self._pages.verify(progress)
         report.problems += check_trees(self._pages)
-        report.trees = 1 + len(self.trees())
+        with self.snapshot() as snapshot:
+            trees = [snapshot, *map(snapshot.tree, snapshot.trees())]
+            report.trees, report.records = len(trees), sum(map(len, trees))
         return report
 
     def backup(
@@ -235,7 +245,7 @@ class Store(Tree):
     ) -> None:
         """Write a store of this moment to a new directory, while others go on."""
         with self.snapshot() as snapshot:
-            copies.backup(snapshot, os.fspath(path), self.settings, Store, progress)
+            copies.backup(snapshot, os.fsdecode(path), self.settings, Store, progress)
 
     @classmethod
     def repair(
@@ -251,8 +261,8 @@ class Store(Tree):
         is `ok` when nothing was lost; `problems` lists what is, or may be. `options`: settings of
         the new store.
         """
-        with kept_from_writers(os.fspath(path)):
-            return repair(os.fspath(path), os.fspath(target), cls, progress, options)
+        with kept_from_writers(os.fsdecode(path)):
+            return repair(os.fsdecode(path), os.fsdecode(target), cls, progress, options)
 
     def dump(self, file: BinaryIO) -> int:
         """Write all records to a file, in a form that later versions read; their number."""
@@ -299,6 +309,7 @@ class Store(Tree):
             self._watchers.close()
 
     def __enter__(self) -> Self:
+        self._pages._usable()
         return self
 
     def __exit__(self, *_: object) -> None:

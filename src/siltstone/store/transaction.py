@@ -10,15 +10,16 @@ another. One that changes nothing never conflicts. Each belongs to one thread at
 from __future__ import annotations
 
 import abc
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from siltstone.errors import Closed, Conflict, KeyMissing
+from siltstone.errors import Closed, Conflict, InvalidValue, KeyMissing
 from siltstone.store.changes import Changes, Part
 from siltstone.store.face import check_name
-from siltstone.store.tree import View
+from siltstone.store.tree import View, limit_of
 from siltstone.store.trees import Reads, Snapshot
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ class _Writes(Part):
 
     def update(self, pairs: Mapping[bytes, Any] | Iterable[tuple[bytes, Any]]) -> None:
         """Set every pair."""
-        for key, value in pairs.items() if isinstance(pairs, Mapping) else pairs:
+        for pair in pairs.items() if isinstance(pairs, Mapping) else pairs:
+            try:
+                key, value = pair
+            except (TypeError, ValueError):
+                raise InvalidValue(f"{pair!r} is no pair of a key and a value") from None
             self[key] = value
 
 
@@ -158,7 +163,8 @@ class TransactionTree(_Writes):
         """(key, value) pairs of a range, in order; bounds as of `Store.items`."""
         ours = self.changes.items(self.root, start, stop, reverse=reverse, **bounds)
         theirs = self._view.items(start, stop, reverse=reverse, **bounds)
-        return islice(_overlaid(iter(ours), iter(theirs), reverse), limit)
+        most = None if limit is None else min(limit_of(limit), sys.maxsize)
+        return islice(_overlaid(iter(ours), iter(theirs), reverse), most)
 
     def keys(self, start: Any = None, stop: Any = None, **bounds: Any) -> Iterator[bytes]:
         return (key for key, _ in self.items(start, stop, **bounds))

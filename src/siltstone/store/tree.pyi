@@ -3,6 +3,9 @@ from typing import Any
 
 from siltstone.store.trees import Reads, Snapshot, TreePages
 
+def key_of(key: Any) -> bytes: ...
+def limit_of(limit: Any) -> int: ...
+
 class Reader:
     pages: TreePages
     name: str

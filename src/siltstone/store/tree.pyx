@@ -9,14 +9,14 @@ holds only if the leaf is still as it was. Waiting for the medium comes last, wi
 Goals: a get or a set is one call of a C method. Non-goals: comparators, duplicate keys, values that
 are views of memory.
 """
-import errno as errors_of_os
+from operator import index
 
 from cpython.bytes cimport (PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize,
                             PyBytes_GET_SIZE)
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from siltstone.errors import (Closed, InvalidValue, KeyMissing, ReadOnly, SnapshotTooOld,
+from siltstone.errors import (Closed, Conflict, InvalidValue, KeyMissing, SnapshotTooOld,
                               TooLarge)
 from siltstone.store.blob cimport BLOB_REFERENCE_MAX, blob_write
 from siltstone.store.changes cimport Changes
@@ -38,6 +38,7 @@ cdef enum:
     PUT_IF_PRESENT = 3
     WANT_OLD = 8                # bit: the former value is the result
     MANY_ROUNDS = 16            # more levels than trees have
+    DECISIONS_MAX = 1000        # of one change, each refused because another came first
 
 cdef object _MISSING = object()
 cdef object _LARGE = object()   # a decision that has to be made outside of the lock
@@ -50,6 +51,22 @@ cdef bytes _after(bytes prefix):
         return None
     last = len(stripped) - 1
     return stripped[:last] + bytes((stripped[last] + 1,))
+
+
+def key_of(key):
+    """The bytes of a key; InvalidKey says what is wrong with it."""
+    return key_bytes(key)
+
+
+def limit_of(limit):
+    """How many records at most, as an int; InvalidValue for what is no whole number from 0 on."""
+    try:
+        most = index(limit)
+    except TypeError:
+        raise InvalidValue(f"limit is a whole number, not {limit!r}") from None
+    if most < 0:
+        raise InvalidValue(f"limit is 0 or more, not {most}")
+    return min(most, INT64_MAX)
 
 
 cdef class Reader:
@@ -221,9 +238,7 @@ cdef class Reader:
             if edge is not None:
                 high = edge if high is None else min(high, edge)
         if limit is not None:
-            most = limit
-            if most < 0:
-                raise InvalidValue(f"limit is 0 or more, not {limit}")
+            most = limit_of(limit)
         self.enter()
         pages_unlock(&self.pages.pages)
         return scan_start(self.pages, self.pid, self.snapshot, self.reads, what, low, high,
@@ -413,13 +428,19 @@ cdef class Tree(Reader):
                 return pair
 
     def set_merge(self, function):
-        """function(key, old | None, operand) -> bytes, or None to delete: what merge() does."""
+        """function(key, old | None, operand) -> bytes, or None to delete: what merge() does.
+
+        It may be called again for one merge(), when the value changed meanwhile.
+        """
         if function is not None and not callable(function):
             raise InvalidValue("a merge function is callable: function(key, old, operand)")
         self.pages.mergers[self.root, self.bound] = function
 
     def merge(self, key, operand, *, durable=None):
-        """Change a value by the merge function, atomically; the new value."""
+        """Change a value by the merge function, atomically; the new value.
+
+        Conflict: the value changed each time while the function ran, 1,000 times.
+        """
         cdef bytes wanted = key_bytes(key)
         function = self.pages.mergers.get((self.root, self.bound))
         if function is None:
@@ -452,16 +473,27 @@ cdef class Tree(Reader):
     cdef object _decide(self, bytes key, object function, object durable):
         """(old, new): new = function(old | None); _MISSING for new: leave it."""
         cdef note_t note
-        cdef bint refused = True
+        cdef bint refused = True, by_value = True
+        cdef int tries = 0
         cdef object old = None, new = None
         while refused:
             refused = False
+            if tries == DECISIONS_MAX:
+                raise Conflict(f"the value of {key[:40]!r}, or one near it, changed {tries} times "
+                               "while a new one was worked out")
+            tries += 1
             old = self.seen(key, &note)
             new = function(None if old is _MISSING else old)
             if new is _MISSING or (new is None and old is _MISSING) or new is old:
                 self._saw(self.pages.durable if durable is None else durable)
                 break
-            self.put(key, new, PUT_ALWAYS, None, &note, durable, &refused)
+            # The value decides, not the leaf: a function may change others in the same leaf.
+            if by_value and (old is _MISSING or len(old) <= self.pages.inline_max()):
+                found = self.put(key, new, PUT_IF_EQUAL, None if old is _MISSING else old, NULL,
+                                 durable, &refused)
+                by_value = found is not _LARGE
+            else:
+                self.put(key, new, PUT_ALWAYS, None, &note, durable, &refused)
         return old, new
 
     cdef int _saw(self, bint durable) except -1:
@@ -475,8 +507,7 @@ cdef class Tree(Reader):
     cdef int _check_write(self, bytes key, bytes value) except -1:
         if self.pages is None:
             raise Closed("this tree belongs to no store")
-        if self.pages.pages.read_only:
-            raise ReadOnly(errors_of_os.EROFS, "the store was opened read-only")
+        self.pages.writable()
         if PyBytes_GET_SIZE(key) > self.pages.key_max():
             raise TooLarge(f"with this buffer_size a key has at most {self.pages.key_max()} bytes, "
                            f"this one {PyBytes_GET_SIZE(key)}")

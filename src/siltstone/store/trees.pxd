@@ -40,6 +40,8 @@ cdef class TreePages(Pages):
     cdef int again(self, int result, uint64_t pid, const snapshot_t *snapshot, uint64_t bytes,
                    uint32_t records) except -1
     cdef bytes blob(self, const snapshot_t *snapshot, const char *reference, uint32_t size)
+    # ReadOnly: it was opened so.
+    cdef int writable(self) except -1
     cdef bint _create(self, bytes name, uint64_t *end) except -1
     cdef bint _finish(self, change_t *change, int result, uint64_t *end) except -1
     cdef bint _detach(self, uint32_t root, bint drop, uint64_t *end) except -1

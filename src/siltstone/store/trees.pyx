@@ -8,6 +8,8 @@ leaf; what a crash leaves of it goes on at the next opening. The root page of a 
 Threads: whoever has the GIL takes the lock only by trying (Pages.lock), and makes no Python object
 under it but bytes, whose allocation runs no garbage collector.
 """
+import errno as errors_of_os
+
 cimport cython
 from cpython.bytes cimport (PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize,
                             PyBytes_GET_SIZE)
@@ -16,7 +18,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from siltstone.errors import Closed, Corruption, InvalidKey, InvalidValue, KeyMissing
+from siltstone.errors import Closed, Corruption, InvalidKey, InvalidValue, KeyMissing, ReadOnly
 from siltstone.store.blob cimport blob_read, blob_size
 from siltstone.store.descent cimport TREE_BROKEN, path_t
 from siltstone.store.image cimport fragment_apply, image_decode, image_encode
@@ -232,6 +234,11 @@ cdef class TreePages(Pages):
             result = change_root(&change, root, PyBytes_AS_STRING(name), <uint32_t>len(name), pid)
         return self._finish(&change, result, end)
 
+    cdef int writable(self) except -1:
+        if self.pages.read_only:
+            raise ReadOnly(errors_of_os.EROFS, "the store was opened read-only")
+        return 0
+
     cdef bint _finish(self, change_t *change, int result, uint64_t *end) except -1:
         # Commit a change to roots and give the lock back; False: try again.
         cdef uint64_t bytes = 0
@@ -255,6 +262,7 @@ cdef class TreePages(Pages):
         cdef bytes encoded = name.encode()
         cdef uint64_t end = 0
         cdef int64_t root
+        self.writable()
         while True:
             self.lock()
             root = pages_root_find(&self.pages, PyBytes_AS_STRING(encoded), <uint32_t>len(encoded))
@@ -271,6 +279,7 @@ cdef class TreePages(Pages):
         """Empty a tree by one commit; how many entries it had."""
         cdef uint64_t end = 0
         cdef int64_t count
+        self.writable()
         while True:
             self.lock()
             if self.generation(root).bound != bound:

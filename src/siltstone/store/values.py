@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from siltstone.errors import Closed, TooLarge
+from siltstone.errors import Closed, InvalidValue, TooLarge
 
 INLINE_BYTES = 64 << 10  # up to so much is gathered and stored like any value
 
@@ -61,7 +61,12 @@ class ValueWriter(io.BufferedIOBase):
     def write(self, data: Any) -> int:
         """Bytes written: all. TooLarge beyond `value_size_max`; then the value is given up."""
         self._check()
-        piece = bytes(data)
+        try:
+            piece = bytes(memoryview(data))  # bytes(3) would be three zeros
+        except TypeError:
+            raise InvalidValue(
+                f"a value is made of bytes, not {type(data).__name__}; encode it first"
+            ) from None
         if self._size + len(piece) > self._size_max:
             self.abandon()
             raise TooLarge(f"a value of more than {self._size_max} bytes (value_size_max)")
@@ -149,7 +154,7 @@ class ValueReader(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.size}[whence]
         if start + offset < 0:
-            raise ValueError(f"seek to {start + offset}: before the beginning")
+            raise InvalidValue(f"seek to {start + offset}: before the beginning")
         self._place = start + offset
         return self._place
 

@@ -1,0 +1,44 @@
+"""The data directory of an engine: made when it is missing, and never that of another engine."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from siltstone.errors import Corruption, EnvironmentFailure, WrongFormat
+from siltstone.log.device import superblock_of
+
+# The file of each engine in its data directory: `data` is a store's or a page cache's.
+ENGINE_FILES: Final = ("data", "flash", "metrics")
+
+
+def make_directory(path: str | os.PathLike[str], *, mode: int = 0o700) -> None:
+    """With its parents, if it is missing. EnvironmentFailure: it cannot be had."""
+    name = os.fspath(path)
+    try:
+        os.makedirs(name, mode, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise EnvironmentFailure(
+            errno.ENOTDIR, f"{name} is no directory: a file is in the way"
+        ) from error
+    except OSError as error:
+        raise EnvironmentFailure(error.errno, f"{name}: {error.strerror}") from error
+
+
+def check_free_for(file: str, directory: str | os.PathLike[str]) -> None:
+    """WrongFormat when the engine's `file` would be made in a directory of another engine."""
+    if os.path.lexists(os.path.join(directory, file)):
+        return
+    for other in ENGINE_FILES:
+        try:
+            found = superblock_of(os.path.join(directory, other))
+        except Corruption:
+            continue  # somebody else's file of that name
+        if found is not None:
+            raise WrongFormat(
+                f"{os.fspath(directory)} is the data directory of another engine, "
+                f"{found.engine}: name another one",
+                path=os.fspath(directory),
+                found=found.engine,
+            )
