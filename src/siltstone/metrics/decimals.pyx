@@ -22,8 +22,33 @@ cdef extern from *:
         *low = (uint64_t)product;
         return (uint64_t)(product >> 64);
     }
+
+    static const char silt_pairs[] =
+        "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
+        "40414243444546474849505152535455565758596061626364656667686970717273747576777879"
+        "8081828384858687888990919293949596979899";
+
+    /* Two digits at a time, the last ones first, in their place. */
+    static char *silt_digits(char *to, uint64_t number) {
+        int count = 1;
+        for (uint64_t ten = 10; number >= ten; ten *= 10)
+            if (++count == 20)
+                break;
+        char *end = to + count, *at = end;
+        while (number >= 100) {
+            at -= 2;
+            memcpy(at, silt_pairs + 2 * (number % 100), 2);
+            number /= 100;
+        }
+        if (number >= 10)
+            memcpy(at - 2, silt_pairs + 2 * number, 2);
+        else
+            at[-1] = (char)('0' + number);
+        return end;
+    }
     """
     uint64_t high_product "silt_high"(uint64_t a, uint64_t b, uint64_t *low) noexcept nogil
+    char *put_digits "silt_digits"(char *to, uint64_t number) noexcept nogil
 
 cdef enum:
     POWER_MIN = -292            # of ten, for doubles of all sizes
@@ -33,6 +58,7 @@ cdef enum:
     NUMBER_MAX = 32             # bytes of a number: sign, 17 digits, point, five zeros; or exponent
     DIGITS_MAX = 20
     TIME_MAX = 24               # sign, 16 digits, point, three digits
+    SLACK = 32                  # behind a text: copies of a fixed size may write so far
 
 # 10^n * 2^shift rounded up, between 2^127 and 2^128: high and low half.
 cdef uint64_t[POWER_MAX - POWER_MIN + 1] powers_high
@@ -113,22 +139,6 @@ cdef decimal_t shortest(uint64_t mantissa, int32_t biased) noexcept nogil:
     return found
 
 
-cdef inline char *put_digits(char *to, uint64_t number) noexcept nogil:
-    cdef char[DIGITS_MAX] reverse
-    cdef int32_t count = 0
-    while True:
-        reverse[count] = <char>(c'0' + number % 10)
-        number //= 10
-        count += 1
-        if number == 0:
-            break
-    while count:
-        count -= 1
-        to[0] = reverse[count]
-        to += 1
-    return to
-
-
 cdef inline char *put_zeros(char *to, int32_t count) noexcept nogil:
     cdef int32_t n
     for n in range(count):
@@ -175,7 +185,7 @@ cdef char *put_decimal(char *to, decimal_t decimal, bint plain) noexcept nogil:
 
 
 cdef char *put_number(char *to, double value) noexcept nogil:
-    """At most NUMBER_MAX bytes."""
+    """At most NUMBER_MAX bytes, and SLACK behind them."""
     cdef uint64_t bits
     cdef double size = fabs(value)
     memcpy(&bits, &value, 8)
@@ -199,7 +209,7 @@ cdef char *put_number(char *to, double value) noexcept nogil:
 
 def number(double value):
     """One value, as a sample has it."""
-    cdef char[NUMBER_MAX] text
+    cdef char[NUMBER_MAX + SLACK] text
     return PyUnicode_DecodeASCII(text, put_number(text, value) - text, NULL)
 
 
@@ -228,7 +238,7 @@ cdef inline char *put_text(char *to, const text_t *text) noexcept nogil:
 
 
 cdef char *put_time(char *to, int64_t time_ms) noexcept nogil:
-    """Milliseconds as seconds, at most TIME_MAX bytes; a fraction has three digits."""
+    """Milliseconds as seconds, at most TIME_MAX bytes and SLACK; a fraction has three digits."""
     cdef uint64_t size = <uint64_t>time_ms
     cdef uint32_t fraction
     if time_ms < 0:
@@ -258,7 +268,7 @@ cdef char *put_samples(char *to, const moments_t *moments, const double *values,
                 to[0] = c','
                 to += 1
             to[0] = c'['
-            memcpy(to + 1, moments.texts + start, size)
+            memcpy(to + 1, moments.texts + start, TIME_MAX)
             to += 1 + size
             memcpy(to, b',"', 2)
             to = put_number(to + 2, values[n])
@@ -307,10 +317,10 @@ def rows_text(list heads not None, const int64_t[::1] times not None,
         return "[]"
     between, behind = (b',"value":', b"}") if single else (b',"values":[', b"]}")
     shape.before, shape.between, shape.behind = text_of(before), text_of(between), text_of(behind)
-    size = 2 + rows * (1 + shape.before.size + shape.between.size + shape.behind.size)
+    size = 2 + SLACK + rows * (1 + shape.before.size + shape.between.size + shape.behind.size)
     # '[' time ',"' value '"],' for each; memory that is not written costs nothing
     size += np.count_nonzero(present) * (TIME_MAX + NUMBER_MAX + 6)
-    moments.texts = <char *>malloc(max(columns, 1) * TIME_MAX)
+    moments.texts = <char *>malloc(columns * TIME_MAX + SLACK)
     moments.ends = <uint32_t *>malloc(max(columns, 1) * sizeof(uint32_t))
     texts = <text_t *>malloc(rows * sizeof(text_t))
     try:
