@@ -16,6 +16,7 @@ import numpy.typing as npt
 from siltstone.errors import Corruption, DeviceFailed, SnapshotTooOld
 from siltstone.metrics import chunks as codecs
 from siltstone.metrics import decoding
+from siltstone.metrics.ahead import Ahead
 from siltstone.metrics.head import CHUNK
 from siltstone.metrics.readcache import BLOCK_BYTES
 from siltstone.metrics.segment import Chunks, Segment, load_index, read_header, salvage
@@ -49,30 +50,36 @@ class ChunkReader:
     def decode(
         self, rows: Chunks, places: npt.NDArray[np.int64], sources: Sequence[Bytes],
         at: npt.NDArray[np.int64], times: npt.NDArray[np.int64], values: npt.NDArray[np.float64],
-        held: Held | None = None,
+        held: Held | None = None, ahead: Ahead | None = None,
     ) -> npt.NDArray[np.bool_]:  # fmt: skip
         """Whether each chunk is sound. Chunk n of `rows` lies in `sources[places[n]]`; its samples
         go to `times` and `values` from `at[n]` on. `held`: blocks of these sources, kept from call
-        to call. Outdated when a segment of them is gone."""
+        to call; `ahead`: threads that may help. Outdated when a segment of them is gone."""
         if not rows.size:
             return np.ones(0, np.bool_)
         self._engine.counters["chunk_reads"] += rows.size
-        held = {} if held is None else held
-        blocks, block, inside = self._locate(rows, places, sources, held)
-        stored = [one if isinstance(one, Segment) else None for one in sources]
-        salts = np.array([one.salt if one else 0 for one in stored], np.uint32)[places]
-        versions = np.array([one.version if one else 0 for one in stored], np.uint64)[places]
+        blocks, block, inside = self._locate(rows, places, sources, {} if held is None else held)
+        salts = np.array([_salt(one) for one in sources], np.uint32)[places]
+        versions = np.array([_version(one) for one in sources], np.uint64)[places]
         states = decoding.decode(
             rows.view(np.uint8), blocks, block, inside, salts, versions, at, times, values
         )
         good: npt.NDArray[np.bool_] = states & decoding.DAMAGED == 0
-        for n in np.flatnonzero(good & (states > 0)).tolist():
-            data = _joined(blocks, int(block[n]), int(inside[n]), int(rows["size"][n]))
-            part = slice(at[n], at[n] + int(rows["count"][n]))
+
+        def columns(n: int) -> bool:
+            count, size = int(rows["count"][n]), int(rows["size"][n])
+            part = slice(int(at[n]), int(at[n]) + count)
+            data = _joined(blocks, int(block[n]), int(inside[n]), size)
             try:
                 codecs.decode_columns(data, int(states[n]), times[part], values[part])
             except Corruption:
-                good[n] = False
+                return False
+            return True
+
+        left = np.flatnonzero(good & (states > 0))
+        if left.size:
+            wanted = left.tolist()
+            good[left] = list(map(columns, wanted) if ahead is None else ahead.map(columns, wanted))
         for n in np.flatnonzero(~good).tolist():
             source = sources[places[n]]
             assert isinstance(source, Segment), "what is in memory is sound"
@@ -82,31 +89,20 @@ class ChunkReader:
     def _locate(
         self, rows: Chunks, places: npt.NDArray[np.int64], sources: Sequence[Bytes], held: Held
     ) -> tuple[list[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(blocks, the first block of each chunk, its place there). Blocks of a segment that a
-        chunk lies across follow one another."""
-        offsets = rows["offset"].astype(np.int64)
-        stored = np.array([isinstance(one, Segment) for one in sources], np.bool_)[places]
-        first = np.where(stored, offsets // BLOCK_BYTES, 0)
-        last = np.where(stored, (offsets + rows["size"] - 1) // BLOCK_BYTES, 0)
-        codes = (places << BLOCK_BITS) + first
-        spans = last - first + 1
-        if int(spans.max()) > 1:
-            all_codes = np.repeat(codes - (np.cumsum(spans) - spans), spans)
-            all_codes += np.arange(all_codes.size)
-        else:
-            all_codes = codes
-        wanted = np.unique(all_codes)
-        blocks: list[Any] = []
-        for code in wanted.tolist():
-            block = held.get(code)
-            if block is None:
-                block = sources[code >> BLOCK_BITS]
-                if isinstance(block, Segment):
-                    block = self._block_or_none(block, code & ((1 << BLOCK_BITS) - 1))
+        """See decoding.locate()."""
+
+        def load(code: int) -> Any:
+            found = held.get(code)
+            if found is None:
+                found = sources[code >> BLOCK_BITS]
+                if isinstance(found, Segment):
+                    found = self._block_or_none(found, code & ((1 << BLOCK_BITS) - 1))
                 if len(held) < BLOCKS_HELD:
-                    held[code] = block
-            blocks.append(block)
-        return blocks, np.searchsorted(wanted, codes), offsets - first * BLOCK_BYTES
+                    held[code] = found
+            return found
+
+        stored = [isinstance(one, Segment) for one in sources]
+        return decoding.locate(rows.view(np.uint8), places, stored, load, BLOCK_BYTES, BLOCK_BITS)
 
     def _block_or_none(self, segment: Segment, number: int) -> bytes:
         try:
@@ -190,6 +186,15 @@ class ChunkReader:
 
         found: Chunks = engine.cache.get((segment.version, -1), read)
         return found
+
+
+def _salt(source: Bytes) -> int:
+    return source.salt if isinstance(source, Segment) else 0
+
+
+def _version(source: Bytes) -> int:
+    """0: in memory, without checksums."""
+    return source.version if isinstance(source, Segment) else 0
 
 
 def _joined(blocks: Sequence[Any], first: int, inside: int, size: int) -> bytes:

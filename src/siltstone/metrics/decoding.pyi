@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +21,14 @@ def decode(
     times: npt.NDArray[np.int64],
     values: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.uint8]: ...
+def locate(
+    rows: _Bytes,
+    places: npt.NDArray[np.int64],
+    stored: list[bool],
+    load: Callable[[int], Any],
+    block_bytes: int,
+    block_bits: int,
+) -> tuple[list[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
 def trim(
     times: npt.NDArray[np.int64],
     firsts: npt.NDArray[np.int64],

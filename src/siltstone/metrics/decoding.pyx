@@ -165,6 +165,36 @@ def decode(const unsigned char[::1] rows not None, list blocks not None,
     return states
 
 
+def locate(const unsigned char[::1] rows not None, const int64_t[::1] places not None,
+           list stored not None, load not None, int64_t block_bytes, int64_t block_bits):
+    """(blocks, the first block of each chunk, its place there). `stored`: of each source, whether
+    it is read in blocks. `load(place << block_bits | number)` gives a block; those that a chunk
+    lies across follow one another."""
+    cdef const chunk_t *chunks = <const chunk_t *>&rows[0] if rows.shape[0] else NULL
+    cdef int64_t n, first, last, code, before = -1, here = 0, count = places.shape[0]
+    cdef list blocks = []
+    cdef dict known = {}
+    block, inside = np.empty(count, np.int64), np.empty(count, np.int64)
+    cdef int64_t[::1] to_block = block, to_inside = inside
+    assert rows.shape[0] == count * <Py_ssize_t>sizeof(chunk_t)
+    for n in range(count):
+        first = last = 0
+        if stored[places[n]]:
+            first = chunks[n].offset // block_bytes
+            last = (<int64_t>chunks[n].offset + chunks[n].size - 1) // block_bytes
+        code = places[n] << block_bits | first
+        to_inside[n] = chunks[n].offset - first * block_bytes
+        if last > first:
+            before, here = -1, len(blocks)
+            blocks += [load(code + number) for number in range(last - first + 1)]
+        elif code != before:
+            before, here = code, known.setdefault(code, len(blocks))
+            if here == len(blocks):
+                blocks.append(load(code))
+        to_block[n] = here
+    return blocks, block, inside
+
+
 def trim(const int64_t[::1] times not None, const int64_t[::1] firsts not None,
          const int64_t[::1] lasts not None, int64_t start, int64_t end):
     """(lows, highs): of the rising times [first, last) those within [start, end]."""

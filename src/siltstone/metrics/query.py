@@ -19,12 +19,14 @@ import numpy.typing as npt
 
 from siltstone.errors import Corruption, DeviceFailed, LimitReached
 from siltstone.metrics import chunks as codecs
+from siltstone.metrics.ahead import Ahead
+from siltstone.metrics.arrangement import Arrangement
 from siltstone.metrics.chunkreader import ChunkReader, Outdated
 from siltstone.metrics.decoding import trim
 from siltstone.metrics.older import with_older
 from siltstone.metrics.picture import Picture, near, picture_of
 from siltstone.metrics.registry import Ids, Matched
-from siltstone.metrics.segment import FRESH, RAW, TIER, Chunks, Segment, picked
+from siltstone.metrics.segment import FRESH, RAW, TIER, Chunks, Segment
 from siltstone.metrics.source import Latest, Matcher, Points, PointSeries, Series, Times, Values
 
 if TYPE_CHECKING:
@@ -262,27 +264,34 @@ class Reader:
         groups = np.cumsum(sizes) // most
         bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), sizes.size]
         spans = list(itertools.pairwise(bounds))
+        # Of one group, the threads share the chunks.
+        within = self._engine.ahead if ahead and len(spans) == 1 else None
 
         def decoded(span: tuple[int, int]) -> list[Run]:
-            return list(self._group(picture, *span, start, end))
+            return list(self._group(picture, *span, start, end, within))
 
         return self._engine.ahead.map(decoded, spans) if ahead else map(decoded, spans)
 
     def _group(
-        self, picture: Picture, first: int, last: int, start: int, end: int
+        self, picture: Picture, first: int, last: int, start: int, end: int, ahead: Ahead | None
     ) -> Iterator[Run]:
         """The runs of the picture's ids [first, last)."""
-        group = Group(picture, first, last)
+        head = picture.head
+        group = Arrangement(
+            picture.rows, picture.places, picture.firsts[first:last], picture.lasts[first:last],
+            head.counts[first:last], head.late[first:last],
+        )  # fmt: skip
         times, values = np.empty(group.total, np.int64), np.empty(group.total, np.float64)
         good = self.chunks.decode(
-            group.rows, group.places, picture.sources, group.at, times, values, picture.held
+            group.rows, group.places, picture.sources, group.at, times, values, picture.held, ahead
         )
-        group.put_head(times, values)
-        mixed = group.mixed(times, good)
-        lows, highs = trim(times, group.bases, group.bases + group.sizes, start, end)
+        before = int(head.counts[:first].sum() + head.late[:first].sum()) if first else 0
+        group.put_heads(times, values, head.times, head.values, before)
+        mixed = group.mixed(times, good.view(np.uint8))
+        lows, highs = trim(times, group.bases, group.ends, start, end)
         any_gone = bool(self._engine.tombstones)
         edges = group.edges.tolist()
-        every = zip(lows.tolist(), highs.tolist(), mixed.tolist(), strict=True)
+        every = zip(lows.tolist(), highs.tolist(), mixed, strict=True)
         for number, (low, high, is_mixed) in enumerate(every):
             part = slice(edges[number], edges[number + 1])
             rows = group.rows[part]
@@ -290,8 +299,8 @@ class Reader:
             if not (is_mixed or gone):
                 yield Run(times[low:high], values[low:high], rows, good[part], True)
                 continue
-            all_of_it = slice(group.bases[number], group.bases[number] + group.sizes[number])
-            late = int(group.late[number])
+            all_of_it = slice(group.bases[number], group.ends[number])
+            late = int(head.late[first + number])
             kept = keep_last(times[all_of_it], values[all_of_it], rows, good[part], gone, late)
             within = slice(*np.searchsorted(kept[0], (start, end + 1)))
             yield Run(kept[0][within], kept[1][within], rows, good[part], False)
@@ -399,53 +408,6 @@ class _Reading:
     def __exit__(self, *_: object) -> None:
         with self._engine.lock:
             self._engine.readers -= 1
-
-
-class Group:
-    """Some series of a picture, and where in two long arrays the samples of each shall lie: those
-    of its chunks, then its head's."""
-
-    def __init__(self, picture: Picture, first: int, last: int) -> None:
-        firsts, lasts = picture.firsts[first:last], picture.lasts[first:last]
-        spans = lasts - firsts
-        self.edges = np.concatenate([[0], np.cumsum(spans)])  # of each series' rows in ours
-        numbers = np.repeat(firsts - self.edges[:-1], spans) + np.arange(self.edges[-1])
-        self.rows, self.places = picked(picture.rows, numbers), picture.places[numbers]
-        self.owners = np.repeat(np.arange(spans.size), spans)
-        self.late = picture.head.late[first:last]
-        self._heads = picture.head.counts[first:last] + self.late
-        before = picture.head.counts[:first] + picture.head.late[:first]
-        self._head_first = int(before.sum())
-        self._head = picture.head
-        counts = np.concatenate([[0], np.cumsum(self.rows["count"], dtype=np.int64)])
-        heads = np.cumsum(self._heads) - self._heads
-        self._in_chunks = counts[self.edges[1:]] - counts[self.edges[:-1]]
-        self.at = counts[:-1] + heads[self.owners]
-        self.sizes = self._in_chunks + self._heads
-        self.bases = np.cumsum(self.sizes) - self.sizes
-        self.total = int(self.sizes.sum())
-
-    def put_head(self, times: Times, values: Values) -> None:
-        count = int(self._heads.sum())
-        if not count:
-            return
-        part = slice(self._head_first, self._head_first + count)
-        starts = np.cumsum(self._heads) - self._heads
-        to = np.repeat(self.bases + self._in_chunks - starts, self._heads) + np.arange(count)
-        times[to] = self._head.times[part]
-        values.view(np.uint64)[to] = self._head.values.view(np.uint64)[part]
-
-    def mixed(self, times: Times, good: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Of each series: whether its samples are not simply one chunk behind another."""
-        found = self.late > 0
-        found[self.owners[~good]] = True
-        overlaps = self.rows["start_ms"][1:] <= self.rows["end_ms"][:-1]
-        overlaps &= self.owners[1:] == self.owners[:-1]
-        found[self.owners[1:][overlaps]] = True
-        both = np.flatnonzero((self._heads > 0) & (self._in_chunks > 0))
-        ends = self.rows["end_ms"][self.edges[1:][both] - 1]
-        found[both] |= times[self.bases[both] + self._in_chunks[both]] <= ends
-        return found
 
 
 def too_fast() -> DeviceFailed:
