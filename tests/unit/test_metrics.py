@@ -313,7 +313,7 @@ def test_deleted_samples_stay_deleted_and_new_ones_count(metrics):
         assert len(contents(metrics)["0"]) == 701
         assert len(contents(metrics)["1"]) == 800
     assert metrics.delete("nothing") == 0
-    metrics.delete(None)
+    metrics.delete('{__name__=~".+"}')
     assert contents(metrics) == {}
 
 

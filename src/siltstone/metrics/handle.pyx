@@ -7,10 +7,9 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
 from libc.math cimport rint
 from libc.stdint cimport int64_t, uint32_t
 
-import numpy as np
-
 from siltstone.errors import InvalidValue
 from siltstone.metrics.head cimport Head
+from siltstone.metrics.values import number_of, numbers_of
 from siltstone.metrics.times import time_ms, times_ms
 
 
@@ -32,7 +31,7 @@ cdef class SeriesHandle:
 
     def append(self, time, value, *, bint backfill=False):
         cdef int64_t ms
-        cdef double seconds
+        cdef double seconds, number
         if PyFloat_Check(time):
             seconds = PyFloat_AS_DOUBLE(time)
             if not -8589934592.0 <= seconds <= 8589934592.0:
@@ -40,11 +39,12 @@ cdef class SeriesHandle:
             ms = <int64_t>rint(seconds * 1000.0)
         else:
             ms = time_ms(time)
-        return bool(self.head.append_at(self.series, ms, value, backfill))
+        number = PyFloat_AS_DOUBLE(value) if PyFloat_Check(value) else number_of(value)
+        return bool(self.head.append_at(self.series, ms, number, backfill))
 
     def extend(self, times, values, *, bint backfill=False):
         cdef const int64_t[::1] at = times_ms(times)
-        cdef const double[::1] given = np.ascontiguousarray(values, np.float64)
+        cdef const double[::1] given = numbers_of(values)
         if at.shape[0] != given.shape[0]:
             raise InvalidValue(f"{at.shape[0]} times and {given.shape[0]} values")
         if at.shape[0] == 0:

@@ -36,7 +36,11 @@ class Limits:
 def key_of(labels: Mapping[str, str], limits: Limits = Limits()) -> bytes:
     """The key of these labels; InvalidValue says which label is wrong, and why."""
     parts = []
-    for name in sorted(labels):
+    try:
+        names = sorted(labels)
+    except TypeError:  # names of several types
+        names = list(labels)
+    for name in names:
         value = labels[name]
         if not isinstance(name, str) or not isinstance(value, str):
             raise InvalidValue(f"labels are text: {name!r}={value!r}")

@@ -26,6 +26,7 @@ from siltstone.errors import (
     Corruption,
     DeviceFailed,
     ForkedProcess,
+    InvalidQuery,
     InvalidValue,
     LimitReached,
     ReadOnly,
@@ -50,6 +51,7 @@ from siltstone.metrics.selectors import matchers_of
 from siltstone.metrics.settings import MetricsSettings
 from siltstone.metrics.source import NAME_LABEL, Latest, Matcher, Points, Series
 from siltstone.metrics.times import time_ms
+from siltstone.metrics.values import number_of
 
 FILE: Final = "metrics"  # in the data directory
 ENGINE: Final = "metrics"
@@ -198,6 +200,8 @@ class Metrics:
     ) -> SeriesHandle:
         """The series with this name and these labels, for appending to it often."""
         engine = self._writer
+        if not isinstance(labels, Mapping | None):
+            raise InvalidValue(f"labels are a mapping, {{name: value}}, not {labels!r}")
         wanted = {**(labels or {}), **more}
         if name:
             wanted[NAME_LABEL] = name
@@ -237,10 +241,12 @@ class Metrics:
                 raise InvalidValue(
                     f"row {number} is {row!r}, not (name, labels, time, value)"
                 ) from None
+            if not isinstance(labels, Mapping):
+                raise InvalidValue(f"row {number}: labels are a mapping, not {labels!r}")
             key = key_of({**labels, NAME_LABEL: name} if name else labels, engine.limits)
             ids.append(engine.live_id(key))
             times.append(time_ms(time))
-            values.append(float(value))
+            values.append(number_of(value))
         return self.write_ids(
             np.array(ids, np.uint32), np.array(times, np.int64), np.array(values, np.float64),
             backfill=backfill,
@@ -267,7 +273,12 @@ class Metrics:
         return self._writer.head.write(ids, times, values, backfill)
 
     def delete(self, match: Match, start: Any = None, end: Any = None) -> int:
-        """Delete the samples of these series within [start, end]; how many series that touched."""
+        """Delete the samples of these series within [start, end]; how many series that touched.
+
+        All series: '{__name__=~".*"}'. None is refused: it may stand for a name that was forgotten.
+        """
+        if match is None:
+            raise InvalidValue("say which series: '{__name__=~\".+\"}' are all")
         from siltstone.metrics.deletion import delete
 
         return delete(self._writer, matchers_of(match), *_range(start, end))
@@ -298,11 +309,13 @@ class Metrics:
     def query(self, promql: str, time: Any = None, **limits: Any) -> Result:
         """A PromQL expression at one moment; None: now. `limits`: see `promql.query`."""
         moment = self._clock.now_ms() if time is None else time_ms(time)
+        _check_text(promql)
         return evaluator.query(EngineSource(self.engine), promql, moment, **limits)
 
     def query_range(self, promql: str, start: Any, end: Any, step: Any, **limits: Any) -> Result:
         """A PromQL expression at start, start + step, ... up to end."""
         step_ms = round(parse_duration(step) * 1000)
+        _check_text(promql)
         return evaluator.query_range(
             EngineSource(self.engine), promql, time_ms(start), time_ms(end), step_ms, **limits
         )
@@ -370,7 +383,7 @@ class Metrics:
         """A copy that opens by itself, of all samples given before the call; writing goes on."""
         from siltstone.metrics.backup import backup
 
-        return backup(self._writer, Path(path))
+        return backup(self._writer, Path(os.fsdecode(path)))
 
     def import_netdata(
         self,
@@ -427,6 +440,7 @@ class Metrics:
                     self._pool.close()
 
     def __enter__(self) -> Self:
+        _ = self.engine  # says that it is closed, or the parent's
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -467,6 +481,11 @@ class EngineSource:
 
 def _reopen(path: str) -> Metrics:
     return Metrics(path, read_only=True)
+
+
+def _check_text(promql: object) -> None:
+    if not isinstance(promql, str):
+        raise InvalidQuery(f"a query is PromQL, a str, not {type(promql).__name__}")
 
 
 def _range(start: Any, end: Any) -> tuple[int, int]:

@@ -47,7 +47,10 @@ def time_ms(time: Any) -> int:
 
 def times_ms(times: Any) -> npt.NDArray[np.int64]:
     """An array, a sequence or one time, as a contiguous array."""
-    array = np.atleast_1d(np.asarray(times))
+    try:
+        array = np.atleast_1d(np.asarray(times))
+    except ValueError as error:  # sequences in a sequence
+        raise InvalidValue(f"these are no times: {error}") from None
     if array.ndim != 1:
         raise InvalidValue(f"times have one dimension, not {array.ndim}")
     if array.dtype.kind == "M":

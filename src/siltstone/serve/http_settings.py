@@ -37,6 +37,9 @@ class HttpSettings(SettingsBase):
     query_timeout: float = setting(120, DURATION, "what a query may take", low=0.001)
     points_max: int = setting(11_000, COUNT, "points of a range query", low=1)
     body_size_max: int = setting(64 * MIB, SIZE, "of what is written, unpacked too", low=MIB)
+    admin: bool = setting(
+        False, SWITCH, "take orders to delete series and to write snapshots, from everybody"
+    )
     record: bool = setting(True, SWITCH, "record siltstone's own statistics every second")
     record_machine: bool = setting(
         False, SWITCH, "record this machine's processors, memory, disks and network every second"

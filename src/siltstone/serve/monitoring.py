@@ -23,6 +23,8 @@ from siltstone.log.device import MemoryDevice
 from siltstone.metrics.metrics import ENGINE, Metrics
 from siltstone.metrics.settings import MetricsSettings
 from siltstone.serve import dashboard
+from siltstone.serve.admin import Admin
+from siltstone.serve.compression import compressed
 from siltstone.serve.exposition import Sample
 from siltstone.serve.federation import Federation
 from siltstone.serve.forward import Forwarder
@@ -94,6 +96,7 @@ class Monitoring:
             points_max=settings.points_max,
         )
         self.writer = Writer(self.sink, clock, body_bytes_max=settings.body_size_max)
+        self.admin = Admin(metrics, directory, clock, enabled=settings.admin)
         self.observer = Observer(
             clock, cache=cache, metrics=metrics, api=self.api, writer=self.writer, more=self._more
         )
@@ -113,11 +116,12 @@ class Monitoring:
             *Federation(self.metrics, self.api.clock).routes(),
             *self.scraper.routes(),
             *self.writer.routes(),
+            *self.admin.routes(),
             *OwnRoutes(self.observer).routes(),
             *dashboard.routes(),
         ]
         try:
-            return HttpServer(application(routes), *settings.address)
+            return HttpServer(compressed(application(routes)), *settings.address)
         except EnvironmentFailure as error:
             if settings.chosen or error.errno != errno.EADDRINUSE:
                 raise

@@ -9,12 +9,13 @@ from __future__ import annotations
 import datetime
 import math
 import re
-from collections.abc import Mapping, Sequence
-from urllib.parse import parse_qs
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from urllib.parse import parse_qs, urlsplit
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
-from siltstone.errors import PeerError
+from siltstone.errors import PeerError, ProtocolError
 
 FORM = "application/x-www-form-urlencoded"
 FORM_BYTES_MAX = 1 << 20  # of queries: longer than any that a person or a dashboard writes
@@ -27,6 +28,9 @@ _DURATION = re.compile(
     r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?"
 )
 _UNIT_SECONDS = (365 * 86400.0, 7 * 86400.0, 86400.0, 3600.0, 60.0, 1.0, 0.001)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class BadParameter(PeerError, ValueError):
@@ -47,12 +51,28 @@ class UnknownKind(PeerError, ValueError):
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, at most `limit` bytes of it; BodyTooLarge as soon as it is more."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise BodyTooLarge(f"the body is larger than {limit} bytes: send less at a time")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise BodyTooLarge(f"the body is larger than {limit} bytes: send less at a time")
+            parts.append(part)
+    except ClientDisconnect:
+        raise ProtocolError("the body ends too early") from None
     return b"".join(parts)
+
+
+def own_site(handler: Handler) -> Handler:
+    """A handler that changes something, for programs and for pages of this server: browsers send
+    some requests to other sites without asking these, and name the page's as `Origin`."""
+
+    async def checked(request: Request) -> Response:
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+            raise ProtocolError(f"a page of {origin} cannot write here")
+        return await handler(request)
+
+    return checked
 
 
 def query_parameters(request: Request) -> dict[str, list[str]]:

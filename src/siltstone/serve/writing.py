@@ -21,7 +21,14 @@ from siltstone.clock import Clock
 from siltstone.errors import InvalidValue, KeyMissing, ProtocolError
 from siltstone.serve.ingest import influx, otlp, otlp_message, prometheus_text
 from siltstone.serve.ingest.rows import Parsed
-from siltstone.serve.parameters import BodyTooLarge, UnknownKind, first, query_parameters, read_body
+from siltstone.serve.parameters import (
+    BodyTooLarge,
+    UnknownKind,
+    first,
+    own_site,
+    query_parameters,
+    read_body,
+)
 from siltstone.serve.prometheus import answered
 from siltstone.serve.remote_write import Batch, Decoder
 from siltstone.serve.sink import Sink
@@ -43,7 +50,7 @@ class Writer:
 
     def routes(self) -> list[Route]:
         return [
-            Route(path, answered(handler), methods=["POST"])
+            Route(path, answered(own_site(handler)), methods=["POST"])
             for path, handler in (
                 ("/api/v1/write", self.remote_write),
                 ("/api/v1/import/prometheus", self.exposition),
@@ -57,7 +64,7 @@ class Writer:
     # Protocols ----------------------------------------------------------------------------
 
     async def remote_write(self, request: Request) -> Response:
-        encoding = request.headers.get("content-encoding", "snappy")
+        encoding = request.headers.get("content-encoding", "snappy").lower()
         kind = request.headers.get("content-type", "")
         if encoding != "snappy":
             raise UnknownKind(f"remote_write bodies are snappy, not {encoding!r}")
@@ -128,8 +135,8 @@ class Writer:
 
     async def _body(self, request: Request) -> bytes:
         body = await read_body(request, self.body_bytes_max)
-        encoding = request.headers.get("content-encoding", "identity")
-        if encoding == "gzip":
+        encoding = request.headers.get("content-encoding", "identity").lower()
+        if encoding in ("gzip", "x-gzip"):
             return _inflated(body, self.body_bytes_max)
         if encoding != "identity":
             raise ProtocolError(f"content-encoding {encoding!r}: gzip or none")
@@ -137,16 +144,22 @@ class Writer:
 
 
 def _inflated(body: bytes, limit: int) -> bytes:
-    reader = zlib.decompressobj(wbits=31)
-    try:
-        plain = reader.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise ProtocolError(f"the body is no gzip: {error}") from None
-    if len(plain) > limit:
-        raise BodyTooLarge(f"the body unpacks to more than {limit} bytes: send less at a time")
-    if not reader.eof:
-        raise ProtocolError("the gzip body ends too early")
-    return plain
+    """All members of a gzip body: some tools write one for each block."""
+    parts, size = [], 0
+    while body:
+        reader = zlib.decompressobj(wbits=31)
+        try:
+            part = reader.decompress(body, limit + 1 - size)
+        except zlib.error as error:
+            raise ProtocolError(f"the body is no gzip: {error}") from None
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise BodyTooLarge(f"the body unpacks to more than {limit} bytes: send less at a time")
+        if not reader.eof:
+            raise ProtocolError("the gzip body ends too early")
+        body = reader.unused_data
+    return b"".join(parts)
 
 
 def _whole(text: str) -> int | None:
