@@ -49,7 +49,7 @@ cdef int sum_blocks(pages_t *pages, uint64_t *sums, uint64_t *number) noexcept n
 cdef int check_counts(pages_t *pages, uint64_t *expected, uint64_t *found) noexcept nogil:
     """Bytes and pages in memory, and what keeps each block."""
     cdef uint32_t number, at, used
-    cdef uint64_t bytes = 0, nodes = 0
+    cdef uint64_t bytes = 0, nodes = 0, redundant = 0
     cdef block_t *block
     cdef entry_t *entry
     cdef version_t *version
@@ -57,12 +57,14 @@ cdef int check_counts(pages_t *pages, uint64_t *expected, uint64_t *found) noexc
         block = &pages.blocks[number]
         used = 0
         if block.entries == NULL:
+            redundant += block.redundant
             continue
         bytes += BLOCK_ENTRIES * sizeof(entry_t)
         for at in range(BLOCK_ENTRIES):
             entry = &block.entries[at]
             bytes += entry.capacity * sizeof(place_t) + entry.node_bytes
             nodes += entry.node != NULL
+            redundant += entry.redundant
             used += (entry.node != NULL) + entry.busy + (entry.state == 2)
             version = entry.versions
             while version != NULL:
@@ -73,6 +75,9 @@ cdef int check_counts(pages_t *pages, uint64_t *expected, uint64_t *found) noexc
             return CHECK_COUNTS
     expected[0], found[0] = bytes, pages.resident_bytes
     if bytes != pages.resident_bytes:
+        return CHECK_COUNTS
+    expected[0], found[0] = redundant, pages.redundant_bytes
+    if redundant != pages.redundant_bytes:
         return CHECK_COUNTS
     expected[0], found[0] = nodes, pages.resident_pages
     return CHECK_OK if nodes == pages.resident_pages else CHECK_COUNTS

@@ -5,6 +5,9 @@ bytes. It is read once and its records are walked; each page one of whose record
 written whole, which also ends its chain and makes its records elsewhere dead. That is no change:
 stamps stay, nobody's pointer gets old. A page in memory is not read; one that is a single record is
 copied from the segment's image as it is. The lock is held for one page at a time.
+
+Cleaning goes on without the GIL as long as it is due: between two segments the background thread
+would wait for the GIL longer than a segment takes, and fall behind whoever writes.
 """
 from libc.errno cimport ENOMEM
 from libc.math cimport sqrt
@@ -12,6 +15,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
+from siltstone.log.atomics cimport load64_relaxed
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_SIZE_MIN, RUN_ALIGNMENT,
                                    RUN_HEADER_SIZE, record_bytes, record_check, record_header_t,
                                    run_first_record, run_header_offset, run_header_t,
@@ -26,7 +30,7 @@ from siltstone.store.resident cimport block_load, pages_load
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_BASE, KIND_LINK, KIND_MORE,
                                     KIND_MOVED, KIND_TABLE, PAGES_ABSENT, PAGES_CORRUPT,
                                     PAGES_LARGE, PAGES_LOG, PAGES_OK, PAGES_WAIT, PAGE_LIVE,
-                                    block_t, entry_t, pages_t, place_t)
+                                    block_t, entry_t, pages_counters_t, pages_t, place_t)
 from siltstone.store.table cimport (block_save, block_touch, entry_place, entry_replace_places,
                                     page_entry)
 
@@ -76,6 +80,27 @@ cdef int64_t space_victim(pages_t *pages, uint32_t below, uint64_t before,
             version[0] = segment.version
     pthread_mutex_unlock(&pages.stream.lock)
     return found
+
+
+cdef int64_t space_excess(pages_t *pages, bint empty) noexcept nogil:
+    cdef uint64_t repeated = pages.redundant_bytes, content
+    cdef space_t space
+    space_take(pages, &space)
+    content = space.live_bytes - min(space.live_bytes // 2, repeated)
+    return (<int64_t>(space.segments - (0 if empty else space.empty)) - SEGMENTS_SPARE
+            - <int64_t>(content * SPACE_PERMILLE // (1000 * space.segment_bytes)))
+
+
+cdef bint cleaning_due(pages_t *pages) noexcept nogil:
+    """More segments than live bytes want. Empty ones that wait for a checkpoint count not:
+    cleaning does not make them come back sooner. At most CLEAN_RATE segments for one that
+    changes opened: pages that fill segments badly would else be moved for ever. (The one that
+    is being filled counts, or a store that is often killed young would only grow.)"""
+    cdef pages_counters_t *counters = &pages.counters
+    cdef uint64_t written = counters.link_bytes + counters.base_bytes + counters.mark_bytes
+    cdef uint64_t filling = 1 + written // pages.stream.segment_bytes
+    return (counters.cleaned_segments < CLEAN_RATE * filling
+            and space_excess(pages, False) > 0)
 
 
 # One page ----------------------------------------------------------------------------------------
@@ -254,3 +279,21 @@ cdef int segment_clean(pages_t *pages, uint32_t slot, uint64_t version) noexcept
     if result == PAGES_OK:
         pages.counters.cleaned_segments += 1
     return result
+
+
+cdef int clean_while_due(pages_t *pages, uint64_t opened_max, uint64_t *cleaned,
+                         uint64_t *damaged) noexcept nogil:
+    cdef uint64_t version = 0
+    cdef int64_t slot
+    cdef int result = PAGES_OK
+    while (result == PAGES_OK and not pages.stopping and cleaning_due(pages)
+           and load64_relaxed(&pages.stream.counters.segments_opened) <= opened_max):
+        slot = space_victim(pages, CLEAN_BELOW, pages.stream.version, &version)
+        if slot < 0:
+            break
+        result = segment_clean(pages, <uint32_t>slot, version)
+        if result == PAGES_CORRUPT:
+            damaged[0] += 1
+            result = PAGES_OK
+        cleaned[0] += result == PAGES_OK
+    return PAGES_OK if result == PAGES_WAIT else result

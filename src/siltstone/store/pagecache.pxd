@@ -206,6 +206,7 @@ cdef class Pages:
     # After a commit, without the lock: waits for the medium if `durable`, up to `end`; work that
     # became due is given to the background thread, or done.
     cdef int changed(self, uint64_t end, bint durable) except -1
+    cdef int _press(self) except -1
     cdef int _wait(self, uint64_t end) except -1
     cdef int _begin(self, capture_t *capture, char **head, uint64_t *size) noexcept nogil
     cdef int _save_blocks(self) noexcept nogil

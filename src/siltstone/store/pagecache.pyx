@@ -20,6 +20,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
+from posix.unistd cimport usleep
 
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM
 from siltstone.errors import (Closed, ConfigError, Corruption, EnvironmentFailure,
@@ -33,7 +34,8 @@ from siltstone.log.ordered cimport ordered_sync
 from siltstone.log.regroup cimport Visitor
 from siltstone.log.workers cimport WorkerPool, pthread_mutex_t
 from siltstone.store.check cimport (CHECK_COUNTS, CHECK_LIVE, CHECK_LOST, page_check, table_check)
-from siltstone.store.cleaning cimport segment_clean, space_t, space_take, space_victim
+from siltstone.store.cleaning cimport (clean_while_due, segment_clean, space_excess, space_t,
+                                       space_take, space_victim)
 from siltstone.store.compression cimport compression_ready
 from siltstone.store.redo cimport redo_record, state_head, state_restore, state_tail
 from siltstone.store.resident cimport block_load
@@ -69,17 +71,17 @@ CHECKPOINT_SHARE = 24
 CHECKPOINT_SEGMENTS_MIN = 3
 # Segments that only freeing, cleaning and checkpoints may use: a full device can be emptied.
 SLOTS_KEPT = 5
-# Segments to live bytes above which segments are cleaned, and so many more before it begins. Live
-# bytes have chains in them, a third of the data: cleaning writes those pages whole, which it saves
-# their next change. Spare ones: the bound allows 16 segments beside the data. With 1 a store that
-# is being filled moved 2.5 x what it was given; with 7 cleaning writes 111 bytes a record of 124
-# instead of 305 (150,000 records, written four times), puts are up to twice as fast, and the peak
-# is the same (1.9 to 2.2 x live less 16 segments, from run to run).
-SPACE_FACTOR = 1.22
-SEGMENTS_SPARE = 7
-# A segment that is fuller than this (of 1000) is not worth moving: while in use, when asked to.
-CLEAN_BELOW = 900
-CLEAN_RATE = 8
+# Writers are slowed down only while segments are filled faster than the background thread gives
+# them back: so long a pause for each segment over what pages and checkpoints want, once a segment,
+# at most PAUSE_MAX_US. A checkpoint waits 15 to 40 ms for the medium, a segment is filled in 5:
+# with 500 us the peak of a small store (40,000 records) was 2.1 x its data, with 1,500 and with
+# 4,000 it was 1.9. So many segments more, or a share of the file, and writers do a step of
+# maintenance themselves, which may wait for the medium: that is for a thread that gets no turn.
+PAUSE_US = 1500
+PAUSE_MAX_US = 20_000
+HELP_SHARE = 8
+HELP_SEGMENTS = 12
+# A segment that is fuller than this (of 1000) is not worth moving when asked to.
 COMPACT_BELOW = 990
 CLOSED_FACTOR = 1.03
 COMPACT_SECONDS = 2
@@ -314,17 +316,22 @@ cdef class Pages:
         if opened != self._segments_seen:
             self._segments_seen = opened
             if self._upkeep is not None:
-                self._upkeep.wake()
-                if self._behind():
-                    self._help()
+                self._press()
         return 0
 
-    def _behind(self):
-        """Whether the file grows faster than the background thread gives back: then whoever fills
-        a segment does a step of that work, so that the bound holds however busy writers are."""
-        space = self._space()
-        wanted = space["live_bytes"] / space["segment_bytes"] * SPACE_FACTOR + SEGMENTS_SPARE
-        return space["segments"] > wanted + self._checkpoint_interval()
+    cdef int _press(self) except -1:
+        """Once for each segment that writers fill: the background thread is woken, and given time
+        in proportion to how far it is behind, so that the bound holds however busy they are."""
+        cdef int64_t behind = space_excess(&self.pages, True) - 2 * self._checkpoint_interval()
+        cdef uint32_t pause_us
+        self._upkeep.wake()
+        if behind > HELP_SEGMENTS + self.pages.stream.slots_used // HELP_SHARE:
+            self._help()
+        elif behind > 0:
+            pause_us = min(PAUSE_MAX_US, behind * PAUSE_US)
+            with nogil:
+                usleep(pause_us)
+        return 0
 
     def _help(self):
         try:
@@ -434,9 +441,7 @@ cdef class Pages:
                 if self._checkpoint_due():
                     self._checkpoint()
                     return True
-                if not self._cleaning_due():
-                    return False
-                return self._clean(CLEAN_BELOW, self.pages.stream.version)
+                return self._clean_while_due()
             except EnvironmentFailure as error:
                 if error.errno != errors_of_os.ENOSPC:
                     raise
@@ -455,19 +460,16 @@ cdef class Pages:
         space_take(&self.pages, &space)
         return space
 
-    def _cleaning_due(self):
-        """More segments than live bytes want. Empty ones that wait for a checkpoint count not:
-        cleaning does not make them come back sooner. At most CLEAN_RATE segments for one that
-        changes opened: pages that fill segments badly would else be moved for ever. (The one that
-        is being filled counts, or a store that is often killed young would only grow.)"""
-        cdef pages_counters_t *counters = &self.pages.counters
-        written = counters.link_bytes + counters.base_bytes + counters.mark_bytes
-        filling = 1 + written // self.pages.stream.segment_bytes
-        if counters.cleaned_segments >= CLEAN_RATE * filling:
-            return False
-        space = self._space()
-        wanted = space["live_bytes"] / space["segment_bytes"] * SPACE_FACTOR + SEGMENTS_SPARE
-        return space["segments"] - space["empty"] > wanted
+    def _clean_while_due(self):
+        """Whether any segment was; at most until the next checkpoint is due."""
+        cdef uint64_t cleaned = 0, damaged = 0
+        cdef uint64_t opened_max = self._checkpoint_segments + self._checkpoint_interval()
+        cdef int result
+        with nogil:
+            result = clean_while_due(&self.pages, opened_max, &cleaned, &damaged)
+        self._damaged_segments += damaged
+        self.raise_result(result, 0)
+        return cleaned > 0
 
     def _clean(self, below, before):
         """Empty one segment that is less than `below` (of 1000) full, and older than version
@@ -538,6 +540,7 @@ cdef class Pages:
             self.pages.closed = 1
             return
         if self._upkeep is not None:
+            self.pages.stopping = 1
             self._upkeep.close()
         with self._maintenance:
             if self.pages.closed:

@@ -144,9 +144,9 @@ cdef bint _fits(plan_t *plan, const run_t *run, const node_t *leaf,
     for at in range(run.first, run.end):
         if plan.edits[at].effect:
             bytes += CHANGE_HEADER_SIZE + plan.edits[at].key_size + plan.edits[at].payload_size
-    # what follows the base must be read with it, and is written again when it outgrows it
-    return bytes == 0 or entry.link_bytes + bytes <= (
-        entry.first.bytes if entry.first.bytes > 512 else 512)
+    # what follows the base must be read with it: not much more than the page itself
+    return bytes == 0 or (bytes <= (size if size > 512 else 512) and entry.link_bytes + bytes <= (
+        2 * (entry.first.bytes if entry.first.bytes > 512 else 512)))
 
 
 cdef int _grow_run(plan_t *plan, const run_t *run, node_t *copy, bint is_root, bint appended,

@@ -25,8 +25,8 @@ from siltstone.store.state cimport (BLOCK_BITS, KIND_BASE, KIND_FREE, KIND_IDS, 
                                     NOTE_SIZE, PAGES_CORRUPT, PAGES_OK, PAGE_FREE, PAGE_LIVE,
                                     ROOT_NAME_MAX, WORD_NOTE, block_t, entry_t, pages_t, place_t,
                                     root_t)
-from siltstone.store.table cimport (block_touch, entry_forget_places, entry_push, entry_room,
-                                    page_entry, places_dead, table_reach)
+from siltstone.store.table cimport (block_touch, entry_forget_places, entry_push, entry_redundant,
+                                    entry_room, page_entry, places_dead, table_reach)
 
 cdef enum:
     STATE_VERSION = 1
@@ -95,6 +95,7 @@ cdef int redo_page(pages_t *pages, uint32_t kind, const place_t *place, const ch
     entry_push(entry, place)
     if kind == KIND_LINK:
         entry.link_bytes += place.bytes
+        entry_redundant(pages, entry, entry.link_bytes)
     return PAGES_OK
 
 

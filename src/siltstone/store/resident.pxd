@@ -14,5 +14,5 @@ cdef int block_load(pages_t *pages, uint64_t number) noexcept nogil
 
 # Under the lock. The entry's node becomes `node` (may be NULL); the one before is released.
 cdef void entry_set_node(pages_t *pages, uint64_t pid, entry_t *entry, char *node) noexcept nogil
-# It moved or grew: count it anew.
+# After page_writable(): it moved or grew, count it anew.
 cdef void page_resized(pages_t *pages, uint64_t pid, char *node) noexcept nogil

@@ -8,7 +8,7 @@ first. A few pages stay whatever the limit says, since an operation needs them a
 Versions for snapshots are counted apart (versions.pyx).
 """
 from libc.errno cimport ENOMEM
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
@@ -19,7 +19,7 @@ from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_A
                                     PAGES_CORRUPT, PAGES_MISS, PAGES_OK, PAGES_TOO_OLD, PAGE_LIVE,
                                     block_t, entry_t, pages_t, place_t, snapshot_t, version_t)
 from siltstone.store.table cimport (block_decode, block_drop, block_install, block_of, block_save,
-                                    entries_free, entry_take_places, page_entry)
+                                    entries_free, entry_redundant, entry_take_places, page_entry)
 from siltstone.store.versions cimport version_find
 
 cdef extern from "<pthread.h>" nogil:
@@ -90,6 +90,9 @@ cdef void entry_set_node(pages_t *pages, uint64_t pid, entry_t *entry, char *nod
 
 cdef void page_resized(pages_t *pages, uint64_t pid, char *node) noexcept nogil:
     cdef entry_t *entry = page_entry(pages, pid)
+    cdef int64_t grown = <int64_t>pages.ops.image_size(pages.context, node)
+    grown -= <int64_t>pages.content_before
+    entry_redundant(pages, entry, <int64_t>entry.redundant - grown)
     pages.resident_bytes -= entry.node_bytes
     entry.node = node
     entry.node_bytes = <uint32_t>pages.ops.memory(pages.context, node)

@@ -78,7 +78,7 @@ cdef struct version_t
 cdef struct snapshot_t
 cdef struct change_memory_t
 
-cdef struct entry_t:        # 64 bytes
+cdef struct entry_t:        # 72 bytes
     char *node              # NULL: not in memory
     uint64_t stamp          # of the commit that changed it last; moving and paging keep it
     place_t first           # the base; position 0: none
@@ -86,6 +86,7 @@ cdef struct entry_t:        # 64 bytes
     version_t *versions     # kept for snapshots, newest first
     uint32_t node_bytes     # as counted
     uint32_t link_bytes     # of records
+    uint32_t redundant      # bytes of its records that say again what the page says
     uint16_t count          # places, `first` included
     uint16_t capacity       # of `more`
     uint8_t state
@@ -122,6 +123,7 @@ cdef struct block_t:        # BLOCK_ENTRIES of the page table
     uint8_t dirty           # differs from its image
     uint8_t heat
     uint32_t checkpoint     # number of the checkpoint that has it already
+    uint64_t redundant      # of all its entries, when it was dropped
 
 cdef struct root_t:
     uint32_t used
@@ -159,6 +161,7 @@ cdef struct pages_t:
     int opened_in
     uint32_t closed
     uint32_t read_only
+    uint32_t stopping               # the background thread is to come to an end
     # Table
     block_t *blocks
     uint32_t block_count
@@ -191,6 +194,8 @@ cdef struct pages_t:
     uint64_t cache_bytes            # the limit
     uint64_t evict_above            # the same, or higher after a round that found nothing to evict
     uint64_t resident_pages
+    uint64_t redundant_bytes        # of all entries; as last known where the block was dropped
+    uint64_t content_before         # size of the page that page_writable() gave
     uint32_t pages_min              # so many stay whatever the limit: an operation needs a few
     uint64_t recent[RECENT_MAX]     # the last `pages_min` pids that were loaded: busy
     uint32_t recent_next

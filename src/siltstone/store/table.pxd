@@ -26,6 +26,8 @@ cdef void table_freed(pages_t *pages, uint64_t pid) noexcept nogil      # may be
 # Places. entry_room() before the append, so that entry_push() cannot fail after it.
 cdef int entry_room(pages_t *pages, entry_t *entry, uint32_t more) noexcept nogil
 cdef void entry_push(entry_t *entry, const place_t *place) noexcept nogil
+# Its bytes that say again what the page says; what is below 0 counts as 0.
+cdef void entry_redundant(pages_t *pages, entry_t *entry, int64_t bytes) noexcept nogil
 cdef void entry_forget_places(pages_t *pages, entry_t *entry) noexcept nogil    # they are dead
 # They take the place of what was there, which is dead.
 cdef void entry_replace_places(pages_t *pages, entry_t *entry, const place_t *places,

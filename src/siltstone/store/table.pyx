@@ -21,10 +21,10 @@ from siltstone.log.log cimport LOG_OK, part_t
 from siltstone.log.ordered cimport (ORDERED_URGENT, ordered_append, ordered_dead,
                                     ordered_payload_max)
 from siltstone.log.workers cimport pthread_mutex_t
-from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_TABLE, PAGES_CORRUPT, PAGES_LOG,
-                                    PAGES_OK, PAGE_FREE, PAGE_LIVE, PAGE_RESERVED, PAGE_UNUSED,
-                                    PID_FIRST, TABLE_HEADER_SIZE, block_t, entry_t, pages_t,
-                                    place_t)
+from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_LINK, KIND_TABLE,
+                                    PAGES_CORRUPT, PAGES_LOG, PAGES_OK, PAGE_FREE, PAGE_LIVE,
+                                    PAGE_RESERVED, PAGE_UNUSED, PID_FIRST, TABLE_HEADER_SIZE,
+                                    block_t, entry_t, pages_t, place_t)
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *)
@@ -32,7 +32,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     VARINT_MAX = 10
-    BLOCK_MEMORY = BLOCK_ENTRIES * 64
+    BLOCK_MEMORY = BLOCK_ENTRIES * sizeof(entry_t)
     FREE_KNOWN_MAX = 1 << 16    # a loaded block's free pids are noted up to so many in all
     PLACES_MAX = 65535
 
@@ -213,12 +213,21 @@ cdef void places_pin(pages_t *pages, const place_t *places, uint32_t count,
     pthread_mutex_unlock(&pages.stream.lock)
 
 
+cdef void entry_redundant(pages_t *pages, entry_t *entry, int64_t bytes) noexcept nogil:
+    if bytes < 0:
+        bytes = 0
+    pages.redundant_bytes += <uint32_t>bytes
+    pages.redundant_bytes -= entry.redundant
+    entry.redundant = <uint32_t>bytes
+
+
 cdef void drop_more(pages_t *pages, entry_t *entry) noexcept nogil:
     pages.resident_bytes -= entry.capacity * sizeof(place_t)
     free(entry.more)
     entry.more = NULL
     entry.capacity = entry.count = 0
     entry.link_bytes = 0
+    entry_redundant(pages, entry, 0)
     memset(&entry.first, 0, sizeof(place_t))
 
 
@@ -239,6 +248,7 @@ cdef void entry_replace_places(pages_t *pages, entry_t *entry, const place_t *pl
         places_dead(pages, entry.more, entry.count - 1)
     entry.count = 0
     entry.link_bytes = 0
+    entry_redundant(pages, entry, 0)
     for number in range(count):
         entry_push(entry, &places[number])
     # Pages that changed often and then rest should not keep the memory of a long chain.
@@ -357,8 +367,9 @@ cdef const char *get_entry(pages_t *pages, const char *at, const char *end,
                 return NULL
             before = place.position
             entry_push(entry, &place)
-            if number and place.kind == 3:
+            if number and place.kind == KIND_LINK:
                 entry.link_bytes += place.bytes
+        entry.redundant = entry.link_bytes      # what its page has grown by is not known
         return at
     return at if entry.state == PAGE_FREE else NULL
 
@@ -397,8 +408,10 @@ cdef int block_install(pages_t *pages, uint64_t number, entry_t *entries) noexce
     block.resident = 0
     block.heat = 1
     pages.resident_bytes += BLOCK_MEMORY
+    pages.redundant_bytes -= block.redundant
     for place in range(BLOCK_ENTRIES):
         pages.resident_bytes += entries[place].capacity * sizeof(place_t)
+        pages.redundant_bytes += entries[place].redundant
         if entries[place].state != PAGE_LIVE and pages.free_count < FREE_KNOWN_MAX:
             if PID_FIRST <= (number << BLOCK_BITS) + place < pages.pid_next:
                 table_freed(pages, (number << BLOCK_BITS) + place)
@@ -408,8 +421,10 @@ cdef int block_install(pages_t *pages, uint64_t number, entry_t *entries) noexce
 cdef void block_drop(pages_t *pages, uint64_t number) noexcept nogil:
     cdef block_t *block = &pages.blocks[number]
     cdef uint32_t place
+    block.redundant = 0
     for place in range(BLOCK_ENTRIES):
         pages.resident_bytes -= block.entries[place].capacity * sizeof(place_t)
+        block.redundant += block.entries[place].redundant
     pages.resident_bytes -= BLOCK_MEMORY
     entries_free(block.entries)
     block.entries = NULL

@@ -76,7 +76,7 @@ cdef int _write_link(pages_t *pages, write_t *write) noexcept nogil:
     if result != PAGES_OK:
         return result
     if not write.delete_ and _room(&node, write) != PAGE_OK:
-        return -ENOMEM
+        return -ENOMEM          # node and page are as they were
     _parts(write, header, parts)
     result = pages_link_only(pages, pid, parts, 3, write.root, _delta(write))
     if result == PAGES_OK:
