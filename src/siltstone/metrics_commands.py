@@ -189,6 +189,7 @@ def result_of(data: dict[str, Any]) -> Result:
     """A Result again, out of its JSON."""
     import numpy as np
 
+    from siltstone.metrics.labels import from_mapping
     from siltstone.metrics.result import Result
 
     kind, found = data["resultType"], data["result"]
@@ -206,8 +207,8 @@ def result_of(data: dict[str, Any]) -> Result:
         for time, text in row:
             at = column[round(time * 1000)]
             values[place, at], present[place, at] = float(text), True
-    labels = [row["metric"] for row in found]
-    return Result(kind, labels, np.array(moments, np.int64), values, present)
+    pairs = [from_mapping(row["metric"]) for row in found]
+    return Result(kind, pairs, np.array(moments, np.int64), values, present)
 
 
 # Shown --------------------------------------------------------------------------------------

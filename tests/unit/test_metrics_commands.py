@@ -268,8 +268,8 @@ def test_a_servers_directory_is_checked_whole(
 def matrix(values: list[list[float]]) -> Result:
     rows = np.array(values, float)
     times = np.arange(rows.shape[1], dtype=np.int64) * 1000
-    labels = [{"n": str(row)} for row in range(len(rows))]
-    return Result("matrix", labels, times, rows, np.ones(rows.shape, bool))
+    pairs = [(("n", str(row)),) for row in range(len(rows))]
+    return Result("matrix", pairs, times, rows, np.ones(rows.shape, bool))
 
 
 def drawn(result: Result) -> str:

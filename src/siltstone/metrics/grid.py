@@ -39,7 +39,9 @@ class Vector:
 
     def rows(self, rows: npt.NDArray[np.intp] | Sequence[int]) -> Vector:
         index = np.asarray(rows, np.intp)
-        return Vector([self.labels[row] for row in index], self.values[index], self.present[index])
+        return Vector(
+            [self.labels[row] for row in index.tolist()], self.values[index], self.present[index]
+        )
 
 
 @dataclass(slots=True)

@@ -209,9 +209,8 @@ def query_range(
 
 
 def _result(kind: Kind, vector: Vector, times: Times, budget: Budget) -> Result:
-    labels = [dict(row) for row in vector.labels]
     return Result(
-        kind, labels, times, vector.values, vector.present,
+        kind, vector.labels, times, vector.values, vector.present,
         tiers=tuple(format_duration(step / 1000) for step in sorted(budget.tiers)),
         warnings=budget.warnings(),
     )  # fmt: skip
@@ -327,8 +326,11 @@ class Evaluator:
             found, present, sampled = (
                 np.repeat(array, len(self.times), axis=1) for array in (found, present, sampled)
             )
-        some = np.flatnonzero(present.any(axis=1))
-        return Vector(labels, found, present).rows(some), sampled[some]
+        some = present.any(axis=1)
+        if some.all():
+            return Vector(labels, found, present), sampled
+        rows = np.flatnonzero(some)
+        return Vector(labels, found, present).rows(rows), sampled[rows]
 
     def _points(
         self, node: parser.VectorSelector, first_ms: int, last_ms: int, grid_ms: int

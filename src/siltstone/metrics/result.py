@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from siltstone.metrics.decimals import rows_text
+from siltstone.metrics.labels import Labels
 from siltstone.metrics.numbers import number_text
 from siltstone.metrics.source import Times, Values
 
@@ -36,8 +38,8 @@ def json_string(text: str) -> str:
 
 
 @lru_cache(1 << 14)  # dashboards ask for the same series again and again: 4 us each
-def metric_json(labels: tuple[tuple[str, str], ...]) -> bytes:
-    pairs = [f"{json_string(name)}:{json_string(value)}" for name, value in sorted(labels)]
+def metric_json(labels: Labels) -> bytes:
+    pairs = [f"{json_string(name)}:{json_string(value)}" for name, value in labels]
     return ("{" + ",".join(pairs) + "}").encode()
 
 
@@ -50,7 +52,7 @@ class Result:
     """
 
     kind: Kind
-    labels: list[dict[str, str]]  # of each row
+    pairs: Sequence[Labels]  # the labels of each row, see labels.py
     times: Times  # of each column, int64 Unix milliseconds
     values: Values  # (row, column)
     present: npt.NDArray[np.bool_]  # where there is a sample: NaN can be one
@@ -59,7 +61,12 @@ class Result:
     warnings: tuple[str, ...] = ()  # where the answer is less exact than was asked for
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.pairs)
+
+    @cached_property
+    def labels(self) -> list[dict[str, str]]:
+        """Of each row."""
+        return [dict(pairs) for pairs in self.pairs]
 
     @property
     def seconds(self) -> Values:
@@ -81,7 +88,7 @@ class Result:
             return f"[{number_text(self.seconds[0])},{json_string(self.text)}]"
         if self.kind == "scalar":
             return f'[{number_text(self.seconds[0])},"{number_text(self.values[0, 0])}"]'
-        heads = [metric_json(tuple(labels.items())) for labels in self.labels]
+        heads = list(map(metric_json, self.pairs))
         present = np.ascontiguousarray(self.present).view(np.uint8)
         values = np.ascontiguousarray(self.values)
         times = np.ascontiguousarray(self.times)
