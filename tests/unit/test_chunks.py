@@ -106,6 +106,46 @@ def test_what_is_whole(values, expected):
     assert back.tolist() == values
 
 
+@pytest.mark.parametrize("place", [0, 255, 256, 600])
+def test_too_many_digits_at_a_scale_that_a_later_value_asks_for(place):
+    values = np.arange(900.0)
+    values[place], values[-1] = 2.0**50, 0.125  # 2^50 thousandths are no exact whole number
+    assert scaling.whole_numbers(values[:-1]) is not None
+    assert scaling.whole_numbers(values) is None
+    times = times_for(values, True)
+    assert_back(chunks.LONG, chunks.encode(times, values), times, values)
+    assert_back(chunks.SMALL, smallchunk.encode(times, values), times, values)
+    assert bucket(times, values, 10**9)[1]["sum"].sum() == values.sum()
+
+
+SECONDS = st.one_of(
+    st.floats(-8589934592.0, 8589934592.0), st.integers(-(10**9), 10**9).map(lambda n: n / 2000)
+)
+
+
+@given(st.lists(SECONDS, max_size=20))
+def test_milliseconds(seconds):
+    found = scaling.milliseconds(np.array(seconds, float), 8589934592.0)
+    assert found is not None
+    assert found.tolist() == np.rint(np.array(seconds, float) * 1000).astype(np.int64).tolist()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 8589934593.0, -8589934593.0])
+def test_seconds_out_of_range(wrong):
+    for place in range(9):
+        seconds = np.zeros(9)
+        seconds[place] = wrong
+        assert scaling.milliseconds(seconds, 8589934592.0) is None
+
+
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, np.nan]), max_size=4), st.integers(1, 3))
+def test_even_and_same(values, first):
+    array = np.array(values, float)
+    assert smallchunk.same(array) == (len(set(array.view(np.uint64).tolist())) <= 1)
+    times = np.cumsum([first, *(2 + (value == 1.0) for value in values)])
+    assert smallchunk.even(times) == (len(set(np.diff(times).tolist())) <= 1)
+
+
 @given(VALUES, st.sampled_from([1000, 10_000, 60_000]))
 @settings(max_examples=40)
 def test_points_come_back(values, step):

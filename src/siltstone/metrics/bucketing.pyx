@@ -81,9 +81,8 @@ def bucket(const int64_t[::1] times not None, const double[::1] values not None,
             raise MemoryError
         with nogil:
             scale = scale_of(&values[0], <uint32_t>count)
-            if scale != SCALE_NONE and not scale_up(&values[0], <uint32_t>count, scale, whole,
-                                                    False):
-                scale = SCALE_NONE
+            if scale != SCALE_NONE:
+                scale_up(&values[0], <uint32_t>count, scale, whole)
             n = 0
             while n < count:
                 end = end_of(times[n], step)

@@ -32,6 +32,7 @@ from siltstone.metrics.decoding import TIMES_LEFT, VALUES_LEFT
 from siltstone.metrics.scaling import numbers_back, whole_numbers
 from siltstone.metrics.smallchunk import decode_into as decode_small
 from siltstone.metrics.smallchunk import encode as encode_small
+from siltstone.metrics.smallchunk import even, same
 from siltstone.metrics.smallchunk import size_max as small_size_max
 
 Times = npt.NDArray[np.int64]
@@ -72,27 +73,15 @@ def checksum(data: Any, salt: int, version: int, offset: int) -> int:
     return crc32c(data, crc32c(_SEED.pack(salt, version, offset)))
 
 
-def is_even(times: Times) -> bool:
-    if times.size < 3:
-        return True
-    steps = np.diff(times)
-    return bool((steps == steps[0]).all())
-
-
 def encode(times: Times, values: Values) -> bytes:
     """A long chunk. `times` strictly rising, at least one."""
     flags, columns = _encoded_times(times)
     values = np.ascontiguousarray(values)
     kind, column = SAME, values[:1].tobytes()
-    if not _all_same(values):
+    if not same(values):
         kind, column = _encoded_values(values)
     flags |= kind
     return _HEAD.pack(flags, len(columns)) + columns + column
-
-
-def _all_same(values: Values) -> bool:
-    bits = values.view(np.uint64)
-    return bool((bits == bits[0]).all())
 
 
 def _encoded_values(values: Values) -> tuple[int, bytes]:
@@ -119,10 +108,11 @@ def _decode_values(column: bytes, flags: int, values: Values) -> None:
 
 
 def _encoded_times(times: Times) -> tuple[int, bytes]:
-    if is_even(times):
+    times = np.ascontiguousarray(times)
+    if even(times):
         step = int(times[1] - times[0]) if times.size > 1 else 0
         return EVEN, _EVEN.pack(int(times[0]), step)
-    return 0, bytes(standalone.simple_compress(np.ascontiguousarray(times), _CONFIG))
+    return 0, bytes(standalone.simple_compress(times, _CONFIG))
 
 
 def decode_into(codec: int, data: bytes, times: Times, values: Values) -> None:
@@ -201,7 +191,7 @@ def encode_points(times: Times, columns: dict[str, npt.NDArray[Any]]) -> bytes:
     for name in FIELDS:
         values = _as_values(columns[name])
         kind, column = SAME, values[:1].tobytes()
-        if not _all_same(values):
+        if not same(values):
             kind, column = _encoded_values(values)
         parts += [_COLUMN.pack(kind, len(column)), column]
     return b"".join(parts)

@@ -12,7 +12,7 @@ import numpy as np
 cdef extern from *:
     """
     #define SILT_SCALE_MAX 6
-    #define SILT_BLOCK 256  /* SCALE_KNOWN */
+    #define SILT_BLOCK 256
     /* Adding it rounds to a whole number, which then stands in the low bits; below 2^51 only. */
     #define SILT_MAGIC 6755399441055744.0
     #define SILT_LIMIT 2251799813685248.0
@@ -36,15 +36,33 @@ cdef extern from *:
         return differs;
     }
 
+    /* The least scale of all of them; -1: there is none. One that a block raised is tried on the
+       blocks before it as well: a value there may have too many digits. */
     static int silt_scale(const double *v, uint32_t n) {
         int scale = 0;
+        uint32_t risen = 0;
         for (uint32_t i = 0; i < n; i += SILT_BLOCK) {
             uint32_t some = n - i < SILT_BLOCK ? n - i : SILT_BLOCK;
-            while (silt_differs(v + i, some, silt_tens[scale]))
+            while (silt_differs(v + i, some, silt_tens[scale])) {
                 if (++scale > SILT_SCALE_MAX)
                     return -1;
+                risen = i;
+            }
         }
-        return scale;
+        return silt_differs(v, risen, silt_tens[scale]) ? -1 : scale;
+    }
+
+    /* Nonzero: one of them is not within +-most, or NaN. */
+    static SILT_VECTOR int64_t silt_to_ms(const double *seconds, int64_t n, double most,
+                                          int64_t *ms) {
+        silt_word_t magic = {SILT_MAGIC}, sum;
+        int64_t wrong = 0;
+        for (int64_t i = 0; i < n; i++) {
+            wrong |= !(seconds[i] <= most) | !(seconds[i] >= -most);
+            sum.number = seconds[i] * 1000.0 + SILT_MAGIC;
+            ms[i] = sum.bits - magic.bits;
+        }
+        return wrong;
     }
 
     static SILT_VECTOR void silt_up(const double *v, uint32_t n, double ten, int64_t *whole) {
@@ -84,7 +102,8 @@ cdef extern from *:
     """
     const double *tens "silt_tens"
     int silt_scale(const double *v, uint32_t n) noexcept nogil
-    int64_t silt_differs(const double *v, uint32_t n, double ten) noexcept nogil
+    int64_t silt_to_ms(const double *seconds, int64_t n, double most, int64_t *ms) noexcept nogil
+    double LIMIT "SILT_LIMIT"
     void silt_up(const double *v, uint32_t n, double ten, int64_t *whole) noexcept nogil
     void silt_down(const int64_t *whole, uint32_t n, double ten, double *v) noexcept nogil
     void silt_sizes(const int64_t *x, uint32_t n, double *sizes) noexcept nogil
@@ -97,12 +116,8 @@ cdef int scale_of(const double *values, uint32_t count) noexcept nogil:
     return silt_scale(values, count)
 
 
-cdef bint scale_up(const double *values, uint32_t count, int scale, int64_t *whole,
-                   bint known) noexcept nogil:
-    if not known and silt_differs(values, count, tens[scale]):
-        return False
+cdef void scale_up(const double *values, uint32_t count, int scale, int64_t *whole) noexcept nogil:
     silt_up(values, count, tens[scale], whole)
-    return True
 
 
 cdef void scale_down(const int64_t *whole, uint32_t count, int scale,
@@ -154,17 +169,13 @@ def whole_numbers(const double[::1] values not None):
     numbers = np.empty(count, np.int64)
     out = numbers
     with nogil:
-        if not scale_up(&values[0], count, scale, &out[0], count <= SCALE_KNOWN):
-            scale = SCALE_NONE
-        else:
-            factor = factor_of(&out[0], count)
-            if factor > 1:
-                first = out[0]
-                for n in range(count):
-                    out[n] = (out[n] - first) // factor
-            silt_sizes(&out[0], count, sizes)
-    if scale == SCALE_NONE:
-        return None
+        scale_up(&values[0], count, scale, &out[0])
+        factor = factor_of(&out[0], count)
+        if factor > 1:
+            first = out[0]
+            for n in range(count):
+                out[n] = (out[n] - first) // factor
+        silt_sizes(&out[0], count, sizes)
     order = min(range(3), key=[sizes[0], sizes[1], sizes[2]].__getitem__)
     return numbers, scale, first, factor, order
 
@@ -183,3 +194,16 @@ def numbers_back(double[::1] values not None, int scale, int64_t first, int64_t 
                 whole[n] = <int64_t>(<unsigned long long>first
                                      + <unsigned long long>factor * <unsigned long long>whole[n])
         scale_down(whole, count, scale, &values[0])
+
+
+def milliseconds(const double[::1] seconds not None, double most):
+    """Rounded to the nearest, to the even one of two; None when one is beyond +-`most` or NaN."""
+    cdef int64_t wrong = 0, count = seconds.shape[0]
+    cdef int64_t[::1] out
+    assert most * 1000 < LIMIT
+    found = np.empty(count, np.int64)
+    out = found
+    if count:
+        with nogil:
+            wrong = silt_to_ms(&seconds[0], count, most, &out[0])
+    return None if wrong else found

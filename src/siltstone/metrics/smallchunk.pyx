@@ -18,7 +18,7 @@ from libc.string cimport memcpy
 import numpy as np
 
 from siltstone.errors import Corruption
-from siltstone.metrics.scaling cimport SCALE_KNOWN, SCALE_MAX, scale_down, scale_of, scale_up
+from siltstone.metrics.scaling cimport SCALE_MAX, scale_down, scale_of, scale_up
 
 cdef enum:
     TIMES_UNEVEN = 1
@@ -145,14 +145,12 @@ cdef char *put_xors(char *to, const double *values, uint32_t count) noexcept nog
 
 
 cdef char *put_wholes(char *to, const double *values, uint32_t count, int scale) noexcept nogil:
-    """NULL when they are no whole numbers at this scale."""
     cdef int64_t[SCALED_AT_ONCE] whole
     cdef uint64_t before = 0
     cdef uint32_t first = 0, some, n
     while first < count:
         some = min(count - first, <uint32_t>SCALED_AT_ONCE)
-        if not scale_up(values + first, some, scale, whole, count <= SCALE_KNOWN):
-            return NULL
+        scale_up(values + first, some, scale, whole)
         for n in range(some):
             to = put_varint(to, <uint64_t>whole[n] - before)
             before = <uint64_t>whole[n]
@@ -167,7 +165,6 @@ cdef uint64_t small_encode(const int64_t *times, const double *values, uint32_t 
     cdef int scale = 0
     cdef int mode = VALUES_SAME
     cdef char *to = out + 1
-    cdef char *after
     if not all_same(values, count):
         scale = scale_of(values, count)
         mode = VALUES_XOR if scale < 0 else VALUES_SCALED if scale else VALUES_WHOLE
@@ -179,11 +176,8 @@ cdef uint64_t small_encode(const int64_t *times, const double *values, uint32_t 
     if mode == VALUES_SCALED:
         to[0] = <char>scale
         to += 1
-    after = NULL if mode == VALUES_XOR else put_wholes(to, values, count, scale)
-    if after == NULL:   # or a value of the first has too many digits at the scale of the last
-        out[0] = <char>((0 if is_even else TIMES_UNEVEN) | VALUES_XOR << 1)
-        after = put_xors(to - (mode == VALUES_SCALED), values, count)
-    return <uint64_t>(after - out)
+    to = put_xors(to, values, count) if mode == VALUES_XOR else put_wholes(to, values, count, scale)
+    return <uint64_t>(to - out)
 
 
 # Decoding ----------------------------------------------------------------------------------------
@@ -299,6 +293,16 @@ cdef int small_decode(const char *data, uint64_t size, uint32_t count, int64_t *
 def size_max(uint32_t count):
     """Bytes of a chunk of so many samples at most."""
     return small_bound(count)
+
+
+def even(const int64_t[::1] times not None):
+    """Whether they lie all as far apart."""
+    return times.shape[0] < 3 or small_even(&times[0], <uint32_t>times.shape[0])
+
+
+def same(const double[::1] values not None):
+    """Whether they are all the same, to the bit."""
+    return values.shape[0] < 2 or all_same(&values[0], <uint32_t>values.shape[0])
 
 
 def encode(const int64_t[::1] times not None, const double[::1] values not None):

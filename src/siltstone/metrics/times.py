@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from siltstone.errors import InvalidValue
+from siltstone.metrics.scaling import milliseconds
 
 SECONDS_MAX = 1 << 33
 MS_MAX = SECONDS_MAX * 1000
@@ -59,11 +60,13 @@ def times_ms(times: Any) -> npt.NDArray[np.int64]:
         return _rounded(array)
     if array.dtype.kind not in "iuf":
         return np.array([time_ms(time) for time in array.tolist()], np.int64)
+    if array.dtype.kind == "f":
+        found = milliseconds(np.ascontiguousarray(array, np.float64), SECONDS_MAX)
+        if found is not None:
+            return found
     if array.size and not (array.min() >= -SECONDS_MAX and array.max() <= SECONDS_MAX):
         worst = array[int(np.argmax(~(np.abs(array) <= SECONDS_MAX)))]
         raise InvalidValue(f"{worst} as seconds is beyond the year 2242: milliseconds?")
-    if array.dtype.kind == "f":
-        return np.ascontiguousarray(np.rint(array.astype(np.float64) * 1000).astype(np.int64))
     return np.ascontiguousarray(array.astype(np.int64) * 1000)
 
 
