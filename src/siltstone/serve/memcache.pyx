@@ -38,6 +38,7 @@ from siltstone.serve.wire cimport output_free, output_t, put
 cdef enum:
     LINE_SIZE_USUAL = 2048      # of every command but the gets with many keys
     SPACES_MAX = 100            # before a get's name
+    BINARY_REQUEST = 0x80       # first byte of a request in memcached's binary protocol
     KEPT_SIZE_MAX = 65536       # a larger idle buffer goes back to the allocator
 
 # What Control answers to a line that ends the connection.
@@ -92,6 +93,10 @@ cdef int next_line(session_t *s) noexcept nogil:
     cdef const char *end
     if left < s.need:
         return STEP_MORE
+    if at[0] == <char>BINARY_REQUEST:
+        # its client waits for a header of 24 bytes, not for a line: it would wait for ever
+        put(&s.out, b"ERROR the binary protocol is not spoken here\r\n", 46)
+        return STEP_CLOSE
     end = <const char *>memchr(at + s.scanned, b'\n', left - s.scanned)
     if end == NULL:
         s.scanned = left
