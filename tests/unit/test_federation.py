@@ -156,7 +156,9 @@ def test_both_answer_alike(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_history_of_a_prometheus_is_brought_as_the_document_says(tmp_path: Path) -> None:
     page = Path(__file__).parent.parent.parent / "docs" / "prometheus.md"
-    (command,) = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(
+        r"^```sh\n(promtool .*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
+    )
     start = SYSTEM_CLOCK.now_ms() // 1000 * 1000 - 3_600_000
     data = [
         Series(
