@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from siltstone.config import CacheSettings
 from siltstone.errors import WrongFormat
 from siltstone.log.device import open_lock_file
 
@@ -52,11 +51,6 @@ def _flash_files(path: Path, options: dict[str, Any]) -> list[Path]:
     if "files" in options:
         return [Path(file) for file, _ in options["files"]]
     return [path / "flash"] if options["flash"] else []
-
-
-def existing_settings(path: Path) -> CacheSettings:
-    """The same as settings."""
-    return CacheSettings(**existing_options(path))
 
 
 def _door(path: Path) -> dict[str, Any] | None:

@@ -312,9 +312,6 @@ cdef class Face:
     def __setitem__(self, key, value):
         self._store(key, value, 0)
 
-    def _set_until(self, key, value, int64_t expire_ms):
-        self._store(key, value, expire_ms)
-
     def __delitem__(self, key):
         if self._change(OP_DELETE, key)[0] != CACHE_OK:
             raise errors.KeyMissing(key)

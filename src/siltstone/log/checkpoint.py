@@ -44,10 +44,6 @@ class Checkpoint:
         return None
 
 
-def first_part() -> bytes:
-    return PART.pack(0, 0)
-
-
 def pack(
     start: int,
     replay_from: int,

@@ -10,7 +10,6 @@ from siltstone.log.regroup import Visitor
 from siltstone.log.workers import WorkerPool
 
 KIND_MAX: int
-KIND_COMMIT: int
 STATES: dict[int, str]
 
 _Table = list[tuple[int, int, int, int, int, int]]

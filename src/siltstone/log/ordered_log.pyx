@@ -36,7 +36,7 @@ from siltstone.log.format cimport (RECORD_HEADER_SIZE, SLOT_NONE, record_bytes, 
 from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_FAILED, LOG_GONE, LOG_NOTHING,
                                 LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, LOG_TOO_LARGE, part_t)
 from siltstone.log.ordered cimport (GROUP_ENTERED, GROUP_ID_SIZE, ORDERED_BUFFERS_MAX,
-                                    ORDERED_CHECKPOINT_END, ORDERED_CHECKPOINT_PART, ORDERED_COMMIT,
+                                    ORDERED_CHECKPOINT_END, ORDERED_CHECKPOINT_PART,
                                     ORDERED_GROUPED, ORDERED_GROUPS_MAX, ORDERED_KIND_MAX,
                                     ORDERED_URGENT, SEGMENT_AHEAD, SEGMENT_FREE, SEGMENT_OPEN,
                                     SEGMENT_SEALED, SEGMENT_TAKEN, ordered_abort, ordered_append,
@@ -60,7 +60,6 @@ cdef enum:
     READ_FIRST = 4096           # most records fit: one read; larger ones are read again
 
 KIND_MAX = ORDERED_KIND_MAX
-KIND_COMMIT = ORDERED_COMMIT
 STATES = {SEGMENT_FREE: "free", SEGMENT_AHEAD: "ahead", SEGMENT_OPEN: "open",
           SEGMENT_SEALED: "sealed", SEGMENT_TAKEN: "taken"}
 

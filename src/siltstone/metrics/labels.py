@@ -20,7 +20,6 @@ from siltstone.metrics.source import NAME_LABEL, Matcher
 Labels = tuple[tuple[str, str], ...]
 
 LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 NO_LABELS: Labels = ()
 
 

@@ -14,7 +14,6 @@ here, before anything is allocated for it. Any thread.
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,11 +115,6 @@ class Points:
         """Only the chosen points."""
         columns: list[Any] = [None if one is None else one[chosen] for one in self.columns()]
         return Points(*columns)
-
-
-def metric_id(row: Rows) -> uuid.UUID:
-    """The UUID of a descriptor or page."""
-    return uuid.UUID(int=int(row["high"]) << 64 | int(row["low"]))
 
 
 def spans(descriptors: Rows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:

@@ -17,7 +17,6 @@ from siltstone.errors import InvalidValue
 from siltstone.metrics.scaling import milliseconds
 
 SECONDS_MAX = 1 << 33
-MS_MAX = SECONDS_MAX * 1000
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MILLISECOND = datetime.timedelta(milliseconds=1)
 
