@@ -240,3 +240,35 @@ def test_random_damage_gives_gaps_and_reports_and_never_wrong_values(seed):
 def test_settings_of_the_rig_are_the_device_s():
     assert settings(20).slots == 20
     assert SeededRandom(1).bytes(4) == SeededRandom(1).bytes(4)
+
+
+def test_a_checkpoint_while_sealed_chunks_are_written_loses_nothing(monkeypatch):
+    """Making room for them may take one, which writes them, too: they must not be written, and
+    counted as taken from the journal, once more behind it."""
+    device, model = crash_device(), Model()
+    metrics = opened(device)
+    series = metrics.series("m", n="0")
+
+    def append(first, count):
+        for n in range(first, first + count):
+            assert series.append(T0 + n, n * 0.5)
+            model.add("0", (T0 + n) * 1000, n * 0.5)
+
+    append(0, 700)
+    retention = metrics.engine.retention
+    real = retention.make_room
+
+    def with_a_checkpoint(wanted):
+        monkeypatch.setattr(retention, "make_room", real)
+        metrics.engine.checkpoint()
+
+    monkeypatch.setattr(retention, "make_room", with_a_checkpoint)
+    checkpoints = metrics.engine.counters["checkpoints"]
+    metrics.engine.write_pending()
+    assert metrics.engine.counters["checkpoints"] == checkpoints + 1
+    append(700, 100)
+    metrics.sync()
+    again = opened(device.reopened(device.durable_at(len(device.events))[0]))
+    assert contents(again) == model.within(-(1 << 62), 1 << 62)
+    again.close()
+    metrics.close()

@@ -589,6 +589,112 @@ def test_a_read_only_opening_says_when_it_is_outdated(tmp_path):
             writer.refresh()
 
 
+def noisy_writer(path, size="2MiB"):
+    return Metrics(path, retention_size=size, segment_size="64KiB", background=False, tiers=())
+
+
+def write_noise(writer, rng, numbers):
+    for number in numbers:
+        times = T0 + number * 5000 + np.arange(5000)
+        writer.series("m", n="0").extend(times, rng.normal(size=5000))
+        writer.engine.step()
+
+
+def test_a_writer_uses_nothing_again_that_a_reader_beside_it_reads(tmp_path):
+    with noisy_writer(tmp_path, "8MiB") as writer:
+        rng = np.random.default_rng(1)
+        write_noise(writer, rng, range(6))
+        writer.checkpoint()
+        with Metrics(tmp_path, read_only=True, cache=0) as reader:
+            before = contents(reader)
+            assert before == contents(writer)
+            read = {one.slot: one.version for one in reader.engine.segments.values()}
+            dropped = writer.stats()["merges"]
+            for number in range(6, 10):
+                write_noise(writer, rng, [number])
+                writer.compact()
+                assert contents(reader) == before  # from the device, every time
+                for one in writer.engine.segments.values():
+                    assert read.get(one.slot, one.version) == one.version
+            assert writer.stats()["merges"] > dropped
+            assert 0 < writer.stats()["slots_held"] <= writer.settings.slots // 8
+            assert reader.verify().ok
+            free = writer.stats()["slots_free"]
+        writer.engine.step()
+        assert writer.stats()["slots_held"] == 0
+        assert writer.stats()["slots_free"] > free
+        assert contents(writer).keys() == before.keys()
+
+
+def test_what_is_held_for_readers_is_bounded_and_goes_when_they_look_again(tmp_path):
+    with noisy_writer(tmp_path) as writer, noisy_writer(tmp_path / "other") as other:
+        rng = np.random.default_rng(1)
+        write_noise(writer, rng, range(6))
+        writer.checkpoint()
+        with Metrics(tmp_path, read_only=True, cache=0) as reader:
+            for number in range(6, 60):
+                write_noise(writer, rng, [number])
+                assert writer.stats()["slots_held"] <= writer.settings.slots // 8
+                assert writer.size_on_disk <= 2 << 20
+            assert writer.stats()["slots_held"] > 0
+            writer.checkpoint()
+            writer.sync()
+            reader.refresh()  # it looks at what there is now
+            assert contents(reader) == contents(writer)
+            writer.engine.step()
+            assert writer.stats()["slots_held"] == 0
+        write_noise(other, rng, range(6))
+        other.compact()
+        assert other.stats()["slots_held"] == 0  # nobody looks
+
+
+def test_a_reader_of_another_process_is_seen(tmp_path):
+    code = (
+        "import sys; from siltstone.metrics.metrics import Metrics\n"
+        "with Metrics(sys.argv[1], read_only=True): print('open', flush=True); sys.stdin.read()"
+    )
+    with noisy_writer(tmp_path) as writer:
+        rng = np.random.default_rng(1)
+        write_noise(writer, rng, range(6))
+        writer.checkpoint()
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as reader:  # fmt: skip
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == b"open\n"
+            writer.compact()
+            assert writer.stats()["slots_held"] > 0
+            reader.kill()
+        writer.engine.step()
+        assert writer.stats()["slots_held"] == 0
+
+
+def test_a_reader_without_a_lock_reads_all_the_same(tmp_path):
+    with noisy_writer(tmp_path) as writer:
+        write_noise(writer, np.random.default_rng(1), range(3))
+        before = contents(writer)
+    (tmp_path / "lock").unlink()
+    with Metrics(tmp_path, read_only=True) as reader:
+        assert contents(reader) == before
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_reader_that_checkpoints_overtake_looks_again(tmp_path, monkeypatch):
+    stored(tmp_path, retention_size="8MiB")
+    real, ahead = metrics_module.Metrics._looked_at_newest, [False, False]
+
+    def overtaken(self, device):
+        return ahead.pop(0) if ahead else real(self, device)
+
+    monkeypatch.setattr(metrics_module.Metrics, "_looked_at_newest", overtaken)
+    with Metrics(tmp_path, read_only=True) as reader:
+        assert reader.verify().ok
+    ahead[:] = [False] * 9
+    with pytest.raises(SnapshotTooOld, match="faster than it can be read"):
+        Metrics(tmp_path, read_only=True)
+
+
 def test_backup_of_a_store_that_is_written_to(tmp_path):
     with Metrics(tmp_path / "a", retention_size="4MiB", segment_size="64KiB") as metrics:
         fill(metrics, 3, 5000)

@@ -15,7 +15,7 @@ from storerig import TINY
 
 import siltstone
 from siltstone import errors
-from siltstone.store import openers
+from siltstone.log import openers
 
 VALUE = 60
 

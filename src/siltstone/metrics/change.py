@@ -90,7 +90,7 @@ class Change:
         if self._dropped:
             engine.log.sync()  # before another use of their slots
             for segment in self._dropped:
-                engine.log.give_slot(segment.slot)
+                engine.held.give(segment.slot)
 
     def abandon(self) -> None:
         """Nothing of it ever was, unless its record was written. Slots go back."""

@@ -29,11 +29,13 @@ from siltstone.errors import (
     SiltstoneError,
 )
 from siltstone.log.device import Device
+from siltstone.log.openers import Writer
 from siltstone.log.ordered_log import OrderedLog
 from siltstone.log.workers import WorkerPool
 from siltstone.metrics.ahead import Ahead
 from siltstone.metrics.change import Change, Piece, cut
 from siltstone.metrics.head import NONE_MS, Head
+from siltstone.metrics.held import HeldSlots
 from siltstone.metrics.keys import Limits
 from siltstone.metrics.merge import Merger
 from siltstone.metrics.query import Reader
@@ -87,7 +89,8 @@ COUNTERS: Final = (
 
 
 class Engine:
-    """See the module's docstring. `own_tiers`: the data's, where it has any, not the settings'."""
+    """See the module's docstring. `own_tiers`: the data's, where it has any, not the settings'.
+    `opener`: knows of readers beside this writer."""
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class Engine:
         clock: Clock = SYSTEM_CLOCK,
         rng: Random = SYSTEM_RANDOM,
         own_tiers: bool = False,
+        opener: Writer | None = None,
     ) -> None:
         self.device, self.settings, self.clock, self.rng = device, settings, clock, rng
         self.limits = Limits(
@@ -111,6 +115,7 @@ class Engine:
             device, pool=pool, read_only=settings.read_only, clock=clock, rng=rng,
             buffer_bytes=min(EXTENT_BYTES, max(16384, settings.segment_size // 4)),
         )  # fmt: skip
+        self.held = HeldSlots(device, self.log, opener)
         self.extent_bytes = min(EXTENT_BYTES, settings.segment_size // 8)
         self.head = Head(
             self.log, settings.window_ms, self.relieve, self.pressed,
@@ -282,6 +287,8 @@ class Engine:
     def take_slot(self) -> int:
         """For a change under way, which asked retention for room before it began."""
         slot = self.log.take_slot()
+        while slot is None and self.held.give_oldest():
+            slot = self.log.take_slot()
         if slot is None:
             raise self.retention.full()
         return slot
@@ -326,6 +333,11 @@ class Engine:
                 self.gather()
                 pieces = list(self.pending)
             while pieces:
+                # Before they are looked at: a checkpoint that makes room writes them, too, and a
+                # second record of them would make a replay leave out samples that came later.
+                self.retention.make_room(2)
+                left = {id(piece[0]) for piece in self.pending}
+                pieces = [piece for piece in pieces if id(piece[0]) in left]
                 group: list[Piece] = []
                 count = 0
                 size = 0
@@ -340,11 +352,11 @@ class Engine:
                     group.append(pieces.pop(0))
                     count += group[-1][0].size
                     size += group[-1][1].size
-                self._write_group(tuple(group), moment)
+                if group:
+                    self._write_group(tuple(group), moment)
             self.head.uncollected_max = min(UNCOLLECTED_MAX, self.settings.segment_size)
 
     def _write_group(self, group: tuple[Piece, ...], moment: int) -> None:
-        self.retention.make_room(2)
         change = Change(self)
         try:
             for chunks, data in group:
@@ -499,6 +511,9 @@ class Engine:
             self.checkpoint()
         self.merger.merge_if_due()
         self.retention.expire()
+        if self.held:
+            with self.work:
+                self.held.release()
 
     @property
     def head_is_full(self) -> bool:

@@ -35,6 +35,7 @@ from siltstone.errors import (
 )
 from siltstone.log.device import Device, FileDevice, superblock_of
 from siltstone.log.directory import check_free_for, make_directory
+from siltstone.log.openers import Reader, Writer
 from siltstone.log.superblock import FIRST_DATA_OFFSET
 from siltstone.log.workers import WorkerPool
 from siltstone.metrics import promql as evaluator
@@ -88,10 +89,18 @@ class Metrics:
         self._close_lock = threading.Lock()
         self._pool: WorkerPool | None = None
         self._background: Background | None = None
-        if not self.settings.read_only:
+        self._opener: Writer | Reader | None
+        if self.settings.read_only:
+            self._opener = Reader(os.fspath(self.path))
+        else:
             check_free_for(FILE, self.path)
             make_directory(self.path)
-        self._open(self._device())
+            self._opener = Writer(os.fspath(self.path))
+        try:
+            self._open(self._device())
+        except BaseException:
+            self._opener.close()
+            raise
 
     def _device(self) -> FileDevice:
         """The file, with as many slots as the quota holds; more, if it has them already."""
@@ -128,7 +137,7 @@ class Metrics:
         self.path, self.settings = settings.path or Path(), settings
         self._clock, self._rng, self._own_tiers = clock, rng, False
         self._closed, self._pid, self._close_lock = False, os.getpid(), threading.Lock()
-        self._pool, self._background = None, None
+        self._pool, self._background, self._opener = None, None, None
         self._open(device)
         return self
 
@@ -152,6 +161,7 @@ class Metrics:
         return Engine(
             device, self.settings, pool=self._pool, clock=self._clock, rng=self._rng,
             own_tiers=self._own_tiers or self.settings.read_only,
+            opener=self._opener if isinstance(self._opener, Writer) else None,
         )  # fmt: skip
 
     def _seen(self, device: FileDevice) -> Engine:
@@ -159,13 +169,14 @@ class Metrics:
         looks damaged is read once more, and is damaged if it looks the same."""
         looked: list[str] | None = None
         for _ in range(LOOKS_MAX):
+            if not self._looked_at_newest(device):
+                continue
             try:
                 engine = self._engine_on(device)
             except (Corruption, DeviceFailed) as error:
                 if looked == [str(error)]:
                     raise
                 looked = [str(error)]
-                device.reload_superblock()
                 continue
             if not engine.problems or engine.problems == looked:
                 return engine
@@ -174,6 +185,14 @@ class Metrics:
             device = self._device()
         device.close()
         raise SnapshotTooOld(errno.ESTALE, "the writer changes it faster than it can be read")
+
+    def _looked_at_newest(self, device: FileDevice) -> bool:
+        """Hold the newest checkpoint before it is trusted; False: two came since."""
+        assert isinstance(self._opener, Reader)
+        position = device.reload_superblock().checkpoint_position
+        self._opener.look_at(position)
+        block = device.reload_superblock()
+        return position in (block.checkpoint_position, block.checkpoint_before)
 
     @property
     def engine(self) -> Engine:
@@ -438,6 +457,8 @@ class Metrics:
                 self._closed = True
                 if self._pool is not None:
                     self._pool.close()
+                if self._opener is not None:
+                    self._opener.close()
 
     def __enter__(self) -> Self:
         _ = self.engine  # says that it is closed, or the parent's

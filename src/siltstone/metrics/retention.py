@@ -107,6 +107,7 @@ class Retention:
 
     def _make_room(self, wanted: int) -> None:
         checkpoints = 0
+        self._engine.held.release()
         while self._engine.log.slots_free < wanted:
             journal_is_long = self._journal_slots() > 2 * self._engine.journal_segments_max + 4
             if journal_is_long and checkpoints < 2:
@@ -117,6 +118,8 @@ class Retention:
             elif checkpoints < 2:
                 self._engine.checkpoint()
                 checkpoints += 1
+            elif self._engine.held.give_oldest():
+                continue
             elif self._engine.log.slots_free > KEPT_FOR_CHECKPOINTS:
                 return  # tight, but it goes on
             else:

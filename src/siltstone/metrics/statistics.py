@@ -41,6 +41,7 @@ def statistics(engine: Engine) -> dict[str, Any]:
         "segments": by_kind,
         "slots": engine.settings.slots,
         "slots_free": engine.log.slots_free,
+        "slots_held": len(engine.held),  # for readers beside this writer
         "size_on_disk": engine.device.size_on_disk,
         "retention_size": engine.settings.retention_size,
         "write_amplification": written / (16 * head["samples"]) if head["samples"] else 0.0,

@@ -41,7 +41,7 @@ from siltstone.store.redo cimport redo_record, state_head, state_restore, state_
 from siltstone.store.resident cimport block_load
 from siltstone.store.state cimport BLOCK_BITS, BLOCK_ENTRIES, LINKS_MAX, RECENT_MAX
 from siltstone.store.table cimport block_save, entries_free
-from siltstone.store.openers import Reader, Writer
+from siltstone.log.openers import Reader, Writer
 from siltstone.store.report import Report
 from siltstone.store.upkeep import Upkeep
 

@@ -25,9 +25,9 @@ from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
 from siltstone.config import build, data_directory
 from siltstone.errors import Conflict, InvalidValue, ReadOnly
 from siltstone.log.device import Device, superblock_of
+from siltstone.log.openers import kept_from_writers
 from siltstone.store import copies
 from siltstone.store.face import Tree, check_name
-from siltstone.store.openers import kept_from_writers
 from siltstone.store.repair import repair
 from siltstone.store.report import Report
 from siltstone.store.settings import StoreSettings

@@ -1,4 +1,4 @@
-"""Who has a store open: one writer, and readers beside it. The locks of the file `lock`.
+"""Who has a Store or Metrics open: one writer, readers beside it. The locks of the file `lock`.
 
 The writer holds LockFile.EXCLUSIVE. A reader holds, shared, the byte of the checkpoint that it
 looks at (`reader_byte`), and takes it *before* it trusts that checkpoint; the writer asks for these
@@ -6,7 +6,7 @@ locks after a new checkpoint is durable and before it frees anything that older 
 stand for checkpoints; two that share a byte keep each other, which costs room only.
 
 fcntl locks are a process's: openers of the same one are counted here, in memory. In a forked child
-nothing is held. Where the lock file cannot be opened (a read-only medium, another user's store)
+nothing is held. Where the lock file cannot be opened (a read-only medium, another user's data)
 readers go without: what they need may vanish, and reading says SnapshotTooOld.
 """
 
@@ -64,7 +64,7 @@ class Writer:
                     raise Locked(
                         errno.EAGAIN,
                         f"{self._file.path} is in use by pid {os.getpid()} (this one): "
-                        "use that Store, its methods may be called by any thread",
+                        "use that object, its methods may be called by any thread",
                     )
                 self._file.take_or_refuse()
                 _writers.add(self._key)
