@@ -245,6 +245,11 @@ def questions(series: int, end: int) -> dict[str, tuple[str, dict[str, float]]]:
             "sum by (host) (rate(m[5m]))",
             grid,
         ),
+        # Most of the series are gauges, in which a rate finds a reset at every fall; these are not.
+        f"sum by (rate[5m]), {series // 5} counters, {HOURS} h, step 60 s": (
+            'sum by (host) (rate(m{n=~".*[16]"}[5m]))',
+            grid,
+        ),
         f"max by (max_over_time[5m]), {series} series, {HOURS} h, step 60 s": (
             "max by (host) (max_over_time(m[5m]))",
             grid,

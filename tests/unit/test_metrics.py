@@ -33,7 +33,7 @@ from siltstone.metrics import metrics as metrics_module
 from siltstone.metrics.background import CARE, FLUSH, CommandQueue
 from siltstone.metrics.metrics import Metrics
 from siltstone.metrics.readcache import ReadCache
-from siltstone.metrics.segment import FRESH, RAW
+from siltstone.metrics.segment import FRESH, RAW, joined
 from siltstone.metrics.source import STALE_NAN, Matcher
 
 
@@ -587,6 +587,73 @@ def test_a_read_only_opening_says_when_it_is_outdated(tmp_path):
             assert contents(reader) == contents(writer)
         with pytest.raises(InvalidValue):
             writer.refresh()
+
+
+def chunks_of(metrics):
+    """(segment, descriptors) of all that is stored, each checked to lie in its place alone."""
+    engine = metrics.engine
+    slots = [one.slot for one in engine.segments.values()]
+    assert len(set(slots)) == len(slots)
+    found = []
+    for segment in engine.segments.values():
+        rows = engine.reader.chunks.index(segment) if segment.sealed else joined(segment.parts)
+        starts = np.sort(rows["offset"].astype(np.int64))
+        ends = np.sort(rows["offset"].astype(np.int64) + rows["size"])
+        assert (starts[1:] >= ends[:-1]).all()  # none in another's bytes
+        assert ends[-1] <= (segment.index_offset or segment.end) <= SEGMENT
+        assert rows.size == segment.chunk_count
+        found.append((segment, rows))
+    return found
+
+
+def test_a_chunk_lies_in_one_segment_and_numbers_only_rise_whatever_happens():
+    device = crash_device()
+    metrics = opened(device, tiers=())
+    rng, now = np.random.default_rng(1), T0
+    versions, sequence = set(), 0
+    for turn in range(12):
+        before = {one.version for one in metrics.engine.segments.values()}
+        for n in range(3):
+            metrics.extend("m", {"n": str(n)}, now + np.arange(700), rng.normal(size=700))
+        now += 700
+        metrics.checkpoint()
+        stored = chunks_of(metrics)
+        new = {one.version for one, _ in stored} - before
+        assert not new & versions  # no number is used twice
+        assert min(new, default=1 << 62) > max(versions, default=0)
+        versions |= new
+        sealed = [rows for one, rows in stored if one.kind == FRESH]
+        newest = joined(sealed)
+        newest = newest[newest["start_ms"] >= (now - 700) * 1000]["sequence"]
+        assert newest.min() > sequence  # above all that was sealed before
+        sequence = int(newest.max())
+        if turn % 3 == 1:
+            metrics.compact()
+            versions |= {one.version for one, _ in chunks_of(metrics)}
+        if turn % 4 == 2:
+            metrics.close()
+        elif turn % 4 == 3:
+            metrics.sync()  # and then the process dies
+        if turn % 4 >= 2:
+            device = device.reopened(device.content)
+            metrics = opened(device, seed=turn, tiers=())
+    samples = sum(int(rows["count"].sum()) for _, rows in chunks_of(metrics))
+    assert samples == sum(one.times.size for one in metrics.select("m")) == 12 * 3 * 700
+    metrics.close()
+
+
+def test_gaps_and_nothing_are_not_stored(metrics):
+    assert metrics.series("m", n="0").extend([], []) == 0
+    metrics.checkpoint()
+    assert chunks_of(metrics) == []
+    metrics.extend("m", {"n": "1"}, T0 + np.arange(256), np.arange(256.0))
+    metrics.checkpoint()
+    metrics.extend("m", {"n": "1"}, T0 + 10**7 + np.arange(256), np.arange(256.0))
+    metrics.checkpoint()
+    (_, rows), *_ = chunks_of(metrics)
+    assert rows["count"].tolist() == [256, 256]  # the months between them take no byte
+    assert np.ptp(rows["size"]) <= 1
+    assert metrics.select("m", T0 + 256, T0 + 10**7 - 1) == []
 
 
 def noisy_writer(path, size="2MiB"):
