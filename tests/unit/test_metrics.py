@@ -971,6 +971,7 @@ def test_counters_balance(metrics):
 
 def test_the_extra_is_named_when_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "siltstone.metrics.metrics", None)
+    monkeypatch.delitem(vars(siltstone), "Metrics", raising=False)  # had before
     with pytest.raises(ImportError, match=r"siltstone\[metrics\]"):
         siltstone.Metrics  # noqa: B018
     with pytest.raises(AttributeError):

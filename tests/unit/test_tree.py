@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -508,6 +509,16 @@ def test_a_merge_function_that_raises_changes_nothing(tree: Tree) -> None:
     assert tree[b"k"] == b"1"
 
 
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Threads that compute take turns often: more ways to meet, and nobody waits long."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(0.0002)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("quick_switches")
 def test_readers_and_writers_at_once(pages: TreePages, tree: Tree) -> None:
     """Pairs that are always written together are always seen together."""
     for number in range(100):
