@@ -31,11 +31,10 @@ from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_FAILED, LOG_GONE, LOG
                                 LOG_NOWAIT, LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, LOG_TOO_LARGE,
                                 LOG_WOULD_BLOCK, part_t)
 from siltstone.log.workers cimport (DEVICE_NOWAIT, device_read, device_sync, device_t, device_write,
-                                    job_t, latency_add, now_ns, pool_submit, pool_t, pthread_cond_t,
-                                    pthread_mutex_t)
+                                    job_t, latency_add, mutex_init_spinning, now_ns, pool_submit,
+                                    pool_t, pthread_cond_t, pthread_mutex_t)
 
 cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, const void *)
     int pthread_mutex_destroy(pthread_mutex_t *)
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
@@ -86,7 +85,7 @@ cdef int ordered_init(ordered_t *stream, device_t *device, pool_t *pool, uint32_
     """An empty stream without segments. 0 or -ENOMEM; ordered_free() in both cases."""
     cdef uint32_t number
     memset(stream, 0, sizeof(ordered_t))
-    pthread_mutex_init(&stream.lock, NULL)
+    mutex_init_spinning(&stream.lock)
     cond_monotonic(&stream.changed)
     stream.device = device
     stream.pool = pool

@@ -418,10 +418,7 @@ cdef class OrderedLog:
                 return              # a later one was finished meanwhile
             parts, end = checkpoints.pack(start, replay_from, table, groups, state,
                                            self.payload_max)
-            for part in parts:
-                self._append(ORDERED_CHECKPOINT_PART, part, True)
-            self._append(ORDERED_CHECKPOINT_END, end, True)
-            self.sync()
+            self._append_checkpoint(parts, end)
             before = self.device.superblock
             self.device.write_superblock(
                 stable_position=self.stable_position,
@@ -435,6 +432,29 @@ cdef class OrderedLog:
             self._past = [kept for kept in past if self._readers.looked_at(kept[0])]
             self._checkpoints = ((start, replay_from), self._checkpoints[0])
             self._free_segments()
+
+    def _append_checkpoint(self, list parts, bytes end):
+        """All of it, and a sync, without the GIL in between: of a busy process one that waits for
+        the GIL gets it after 5 ms, and what a checkpoint frees is waited for."""
+        cdef part_t *payloads = <part_t *>malloc((len(parts) + 1) * sizeof(part_t))
+        cdef uint32_t count = <uint32_t>len(parts), at
+        cdef uint64_t position = 0
+        cdef bytes part
+        cdef int result = LOG_OK
+        if payloads == NULL:
+            raise MemoryError("no memory for a checkpoint")
+        for at, part in enumerate([*parts, end]):
+            payloads[at].data, payloads[at].size = PyBytes_AS_STRING(part), len(part)
+        with nogil:
+            for at in range(count + 1):
+                if result == LOG_OK:
+                    result = ordered_append(
+                        &self.stream, ORDERED_CHECKPOINT_PART if at < count
+                        else ORDERED_CHECKPOINT_END, &payloads[at], 1, ORDERED_URGENT, &position)
+            if result == LOG_OK:
+                result = ordered_sync(&self.stream, 0)
+        free(payloads)
+        self._raise(result, position)
 
     def keep_for_readers(self, readers):
         """Free nothing that a reader needs: `looked_at(position)` tells whether one looks at that

@@ -7,6 +7,23 @@ cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_cond_t "pthread_cond_t":
         pass
 
+cdef extern from *:
+    """
+    #include <pthread.h>
+    /* A mutex that is held for a microsecond at a time: who wants it tries again for a while before
+       it sleeps, where the C library knows such mutexes. */
+    static inline void silt_mutex_init_spinning(pthread_mutex_t *mutex) {
+        pthread_mutexattr_t attributes;
+        pthread_mutexattr_init(&attributes);
+    #ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP
+        pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+    #endif
+        pthread_mutex_init(mutex, &attributes);
+        pthread_mutexattr_destroy(&attributes);
+    }
+    """
+    void mutex_init_spinning "silt_mutex_init_spinning"(pthread_mutex_t *) noexcept nogil
+
 cdef enum device_kind_t:
     DEVICE_FILES = 0
     DEVICE_MEMORY = 1

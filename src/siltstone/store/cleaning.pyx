@@ -4,7 +4,8 @@ A victim is a sealed segment; cost and benefit choose it (free share x age / (1 
 bytes. It is read once and its records are walked; each page one of whose records lies there is
 written whole, which also ends its chain and makes its records elsewhere dead. That is no change:
 stamps stay, nobody's pointer gets old. A page in memory is not read; one that is a single record is
-copied from the segment's image as it is. The lock is held for one page at a time.
+copied from the segment's image as it is. The lock is held for one page at a time, or for a few
+records that are dead.
 
 Cleaning goes on without the GIL as long as it is due: between two segments the background thread
 would wait for the GIL longer than a segment takes, and fall behind whoever writes.
@@ -24,13 +25,13 @@ from siltstone.log.log cimport LOG_IO, part_t
 from siltstone.log.ordered cimport (GROUP_ID_SIZE, ORDERED_GROUPED, ORDERED_GROUPS_MAX,
                                     ORDERED_URGENT, SEGMENT_SEALED, ordered_segment_t)
 from siltstone.log.workers cimport device_read, pthread_mutex_t
-from siltstone.store.append cimport append_record, append_wait, page_rewrite
+from siltstone.store.append cimport append_ready, append_record, append_wait, page_rewrite
 from siltstone.store.pagecache cimport pages_lock, pages_unlock
 from siltstone.store.resident cimport block_load, pages_load
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_BASE, KIND_LINK, KIND_MORE,
                                     KIND_MOVED, KIND_TABLE, PAGES_ABSENT, PAGES_CORRUPT,
-                                    PAGES_LARGE, PAGES_LOG, PAGES_OK, PAGES_WAIT, PAGE_LIVE,
-                                    block_t, entry_t, pages_counters_t, pages_t, place_t)
+                                    PAGES_LARGE, PAGES_LOG, PAGES_MISS, PAGES_OK, PAGES_WAIT,
+                                    PAGE_LIVE, block_t, entry_t, pages_counters_t, pages_t, place_t)
 from siltstone.store.table cimport (block_save, block_touch, entry_place, entry_replace_places,
                                     page_entry)
 
@@ -106,6 +107,14 @@ cdef bint cleaning_due(pages_t *pages) noexcept nogil:
 # One page ----------------------------------------------------------------------------------------
 
 
+cdef enum:
+    HELD_MAX = 32               # records that one hold of the lock looks at: about 3 us
+
+cdef struct clean_t:
+    pages_t *pages
+    uint32_t held               # records looked at since the lock was taken; 0: it is not held
+
+
 cdef bint lies_at(entry_t *entry, uint64_t position) noexcept nogil:
     cdef uint32_t number
     for number in range(entry.count):
@@ -129,39 +138,66 @@ cdef int copy_record(pages_t *pages, uint64_t pid, entry_t *entry, const char *p
     return result
 
 
-cdef int page_clean(pages_t *pages, uint32_t kind, uint64_t position, const char *payload,
+cdef void let_go(clean_t *clean) noexcept nogil:
+    if clean.held:
+        clean.held = 0
+        pages_unlock(clean.pages)
+
+
+cdef int page_move(pages_t *pages, uint64_t pid, entry_t *entry, uint32_t kind,
+                   const char *payload, uint32_t size) noexcept nogil:
+    """PAGES_MISS: it has to be read first."""
+    cdef int result = PAGES_MISS
+    if entry.node != NULL:
+        result = page_rewrite(pages, pid, entry)
+    elif entry.count == 1 and (kind == KIND_BASE or kind == KIND_MOVED):
+        result = copy_record(pages, pid, entry, payload, size)
+    if result == PAGES_OK:
+        pages.counters.cleaned_bytes += entry.first.bytes
+    return result
+
+
+cdef int page_clean(clean_t *clean, uint32_t kind, uint64_t position, const char *payload,
                     uint32_t size) noexcept nogil:
+    """Most records are dead: the lock is kept for several of those, but for one page's move."""
+    cdef pages_t *pages = clean.pages
     cdef uint64_t word
     cdef entry_t *entry
-    cdef bint here
+    cdef uint64_t room = max(size, <uint32_t>8192)
+    cdef bint waited = False
     cdef int result = PAGES_OK
     memcpy(&word, payload, 8)
     word >>= 8
     while True:
-        append_wait(pages, max(size, <uint32_t>8192), 2)
-        pages_lock(pages)
+        if not clean.held:
+            pages_lock(pages)
+        clean.held += 1
         entry = page_entry(pages, word)
-        here = entry != NULL and entry.state == PAGE_LIVE and lies_at(entry, position)
-        if here and entry.node != NULL:
-            result = page_rewrite(pages, word, entry)
-        elif here and entry.count == 1 and (kind == KIND_BASE or kind == KIND_MOVED):
-            result = copy_record(pages, word, entry, payload, size)
-        elif here:
-            pages_unlock(pages)
-            result = pages_load(pages, word, NULL)
-            if result == PAGES_ABSENT or result == PAGES_OK:
+        if entry != NULL or word >= pages.pid_next:
+            if entry == NULL or entry.state != PAGE_LIVE or not lies_at(entry, position):
+                if clean.held >= HELD_MAX:
+                    let_go(clean)
+                return PAGES_OK
+            if not waited and append_ready(pages, room, 2) != PAGES_OK:
+                let_go(clean)
+                append_wait(pages, room, 2)
+                waited = True       # what is wrong, if something is, the append says
                 continue
-            return result
-        elif entry == NULL and word < pages.pid_next:
-            pages_unlock(pages)
+            result = page_move(pages, word, entry, kind, payload, size)
+        let_go(clean)
+        if entry == NULL:
             result = block_load(pages, word >> BLOCK_BITS)
-            if result == PAGES_OK:
-                continue
+        elif result == PAGES_MISS:
+            result = pages_load(pages, word, NULL)
+            if result == PAGES_ABSENT:
+                result = PAGES_OK
+        else:
             return result
-        if here and result == PAGES_OK:
-            pages.counters.cleaned_bytes += entry.first.bytes
-        pages_unlock(pages)
-        return result
+        if result != PAGES_OK:
+            return result
+        # Here, without the lock: giving it back once more may evict what was just loaded.
+        append_wait(pages, room, 2)
+        waited = True
 
 
 cdef int block_clean(pages_t *pages, uint64_t position, const char *payload) noexcept nogil:
@@ -194,7 +230,7 @@ cdef int block_clean(pages_t *pages, uint64_t position, const char *payload) noe
 # One segment -------------------------------------------------------------------------------------
 
 
-cdef int record_clean(pages_t *pages, const char *record, uint64_t position,
+cdef int record_clean(clean_t *clean, const char *record, uint64_t position,
                       uint32_t size) noexcept nogil:
     cdef record_header_t header
     cdef uint32_t kind, skip
@@ -205,23 +241,24 @@ cdef int record_clean(pages_t *pages, const char *record, uint64_t position,
         return PAGES_OK
     record += RECORD_HEADER_SIZE + skip
     if kind in (KIND_BASE, KIND_MOVED, KIND_MORE, KIND_LINK):
-        return page_clean(pages, kind, position, record, size - skip)
+        return page_clean(clean, kind, position, record, size - skip)
     if kind == KIND_TABLE and not skip:
-        return block_clean(pages, position, record)
+        let_go(clean)
+        return block_clean(clean.pages, position, record)
     return PAGES_OK
 
 
-cdef int run_clean(pages_t *pages, const char *image, uint64_t version, uint32_t salt,
+cdef int run_clean(clean_t *clean, const char *image, uint64_t version, uint32_t salt,
                    uint64_t offset, uint64_t end) noexcept nogil:
     """The records of one run; a place that is none ends it (its tail, or damage)."""
-    cdef uint64_t base = version * pages.stream.segment_bytes
+    cdef uint64_t base = version * clean.pages.stream.segment_bytes
     cdef int64_t size
     cdef int result = PAGES_OK
     while offset + RECORD_SIZE_MIN <= end and result == PAGES_OK:
         size = record_check(image + offset, end - offset, salt, base + offset)
         if size < 0:
             break
-        result = record_clean(pages, image + offset, base + offset, <uint32_t>size)
+        result = record_clean(clean, image + offset, base + offset, <uint32_t>size)
         offset += record_bytes(<uint64_t>size)
     return result
 
@@ -230,15 +267,18 @@ cdef int image_clean(pages_t *pages, const char *image, uint32_t slot, uint64_t 
                      uint32_t salt) noexcept nogil:
     cdef uint64_t offset = 0, bytes = pages.stream.segment_bytes
     cdef run_header_t run
+    cdef clean_t clean
     cdef int result = PAGES_OK
+    clean.pages, clean.held = pages, 0
     while offset < bytes and result == PAGES_OK:
         memcpy(&run, image + run_header_offset(offset), RUN_HEADER_SIZE)
         if run_header_valid(&run, salt, version, slot, offset, bytes):
-            result = run_clean(pages, image, version, salt, run_first_record(offset),
+            result = run_clean(&clean, image, version, salt, run_first_record(offset),
                                offset + run.length)
             offset += run.length
         else:
             offset += RUN_ALIGNMENT
+    let_go(&clean)
     return result
 
 

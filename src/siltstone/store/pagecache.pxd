@@ -16,6 +16,7 @@ Lock order: pages.lock -> the log's. Codes below 0 are -errno; raise_result() ma
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from siltstone.log.atomics cimport cpu_pause
 from siltstone.log.capture cimport capture_t
 from siltstone.log.log cimport part_t
 from siltstone.log.ordered cimport group_t, ordered_t
@@ -49,8 +50,17 @@ cdef extern from "<pthread.h>" nogil:
 
 # The lock ----------------------------------------------------------------------------------------
 
+cdef enum:
+    TRIES = 100                 # with pauses between them: some microseconds
+
 cdef inline bint pages_trylock(pages_t *pages) noexcept nogil:
-    return pthread_mutex_trylock(&pages.lock) == 0
+    # Holds are short: to drop the GIL, sleep and be woken costs both sides more than a few tries.
+    cdef int tries
+    for tries in range(TRIES):
+        if pthread_mutex_trylock(&pages.lock) == 0:
+            return True
+        cpu_pause()
+    return False
 
 cdef inline void pages_lock(pages_t *pages) noexcept nogil:
     # With the GIL dropped only.

@@ -32,7 +32,7 @@ from siltstone.log.capture cimport capture_t, capture_take
 from siltstone.log.log cimport LOG_CORRUPT, LOG_GONE, LOG_OK
 from siltstone.log.ordered cimport ordered_sync
 from siltstone.log.regroup cimport Visitor
-from siltstone.log.workers cimport WorkerPool, pthread_mutex_t
+from siltstone.log.workers cimport WorkerPool, mutex_init_spinning, pthread_mutex_t
 from siltstone.store.check cimport (CHECK_COUNTS, CHECK_LIVE, CHECK_LOST, page_check, table_check)
 from siltstone.store.cleaning cimport (clean_while_due, segment_clean, space_excess, space_t,
                                        space_take, space_victim)
@@ -46,7 +46,6 @@ from siltstone.store.report import Report
 from siltstone.store.upkeep import Upkeep
 
 cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, const void *)
     int pthread_mutex_destroy(pthread_mutex_t *)
     int pthread_atfork(void (*prepare)(), void (*parent)(), void (*child)())
 
@@ -150,7 +149,7 @@ cdef class Pages:
 
     def __cinit__(self, *_, **__):
         memset(&self.pages, 0, sizeof(pages_t))
-        pthread_mutex_init(&self.pages.lock, NULL)
+        mutex_init_spinning(&self.pages.lock)
         self.pages.fork_count = &forks
         self.pages.opened_in = forks
         self.pages.closed = 1
@@ -322,7 +321,7 @@ cdef class Pages:
     cdef int _press(self) except -1:
         """Once for each segment that writers fill: the background thread is woken, and given time
         in proportion to how far it is behind, so that the bound holds however busy they are."""
-        cdef int64_t behind = space_excess(&self.pages, True) - 2 * self._checkpoint_interval()
+        cdef int64_t behind = space_excess(&self.pages, True) - 3 * self._checkpoint_interval()
         cdef uint32_t pause_us
         self._upkeep.wake()
         if behind > HELP_SEGMENTS + self.pages.stream.slots_used // HELP_SHARE:
@@ -400,13 +399,11 @@ cdef class Pages:
         cdef char *head = NULL
         cdef char *tail = NULL
         cdef uint64_t head_size = 0, tail_size = 0, opened
-        cdef int result
+        cdef int began, result = PAGES_OK
         opened = load64_relaxed(&self.pages.stream.counters.segments_opened)
         with nogil:
-            result = self._begin(&capture, &head, &head_size)
-        try:
-            begun = self.log._begun(result - PAGES_LOG if result > PAGES_LOG else result, &capture)
-            with nogil:
+            began = self._begin(&capture, &head, &head_size)
+            if began == PAGES_OK:
                 result = self._save_blocks()
                 pages_lock(&self.pages)
                 if result == PAGES_OK and self.pages.checkpoint_failed:
@@ -415,6 +412,8 @@ cdef class Pages:
                     result = state_tail(&self.pages, &tail, &tail_size)
                 self.pages.checkpoint = 0
                 pages_unlock(&self.pages)
+        try:
+            begun = self.log._begun(began - PAGES_LOG if began > PAGES_LOG else began, &capture)
             self.raise_result(result, 0)
             state = (PyBytes_FromStringAndSize(head, head_size)
                      + PyBytes_FromStringAndSize(tail, tail_size))
