@@ -385,6 +385,17 @@ def test_nothing_is_joined_on_to_what_a_codec_made(cache: siltstone.Cache, value
     assert cache["encoded"] == value
 
 
+@pytest.mark.parametrize("token", ["x", 1.0, -1, 1 << 64, True])
+def test_what_is_no_token(cache: siltstone.Cache, token: Any) -> None:
+    cache["k"] = 1
+    with pytest.raises(errors.InvalidValue, match="get_with_token"):
+        cache.compare_and_set("k", 2, token)
+    assert cache["k"] == 1
+    cache.close()
+    with pytest.raises(errors.Closed), cache:
+        pass
+
+
 def test_tokens(cache: siltstone.Cache) -> None:
     assert cache.get_with_token("k") == (None, None)
     assert cache.get_with_token("k", 7) == (7, None)

@@ -195,6 +195,21 @@ def test_a_file_left_by_an_exception_is_not_written(files, mode):
     assert files.cat("f").endswith(b"half")
 
 
+@pytest.mark.parametrize("root", ["", "/", "siltstone://"])
+def test_the_root_is_no_file(files, root):
+    for write in (
+        lambda: files.pipe_file(root, b"x"),
+        lambda: files.open(root, "wb"),
+        lambda: files.open(root, "ab"),
+        lambda: files.touch(root),
+    ):
+        with pytest.raises(IsADirectoryError):
+            write()
+    with pytest.raises(ValueError, match="a value is bytes"):
+        files.pipe_file("f", 3, mode="create")
+    assert files.find("") == []
+
+
 @pytest.mark.parametrize("mode", ["wb", "wt"])
 def test_a_file_by_url_left_by_an_exception_is_not_written(tmp_path, mode):
     options = {"path": str(tmp_path / "store")}

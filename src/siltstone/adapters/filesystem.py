@@ -8,6 +8,7 @@ Needs the extra [adapters].
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from typing import Any
@@ -123,6 +124,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 return self._tree.open(key, "rb")
             except KeyError:
                 raise FileNotFoundError(path) from None
+        self._check_name(path)
         if mode in ("xb", "wb"):
             if mode == "xb" and key in self._tree:
                 raise FileExistsError(path)
@@ -146,11 +148,16 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         """Write a whole file."""
+        self._check_name(path)
         key = self._strip_protocol(path).encode()
         if mode != "create":
             self._tree[key] = value
-        elif not self._tree.compare_and_set(key, None, bytes(value)):
+        elif not self._tree.compare_and_set(key, None, value):
             raise FileExistsError(path)
+
+    def _check_name(self, path: str) -> None:
+        if not self._strip_protocol(path):
+            raise IsADirectoryError(errno.EISDIR, "the root is a directory: name a file", path)
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         """Copy a file; directories need none."""

@@ -234,6 +234,8 @@ class Cache(Face):
         """Store only if nobody stored since the token was given; None: only if nothing is there."""
         if token is None:
             return self.add(key, value, ttl, tag)
+        if type(token) is not int or not 0 <= token < _U64:
+            raise errors.InvalidValue(f"a token is what get_with_token() gave, not {token!r:.40}")
         data, flags = codecs.encode_value(self._resolved, value)
         status, *_ = self._change(
             Change.SET, key, data, flags, self._until(ttl), Change.CAS, token, tag=self._tag(tag)
@@ -450,6 +452,7 @@ class Cache(Face):
             raise errors.Closed("this cache is closed")
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
