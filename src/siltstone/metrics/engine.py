@@ -372,7 +372,7 @@ class Engine:
         """The head has sealed much, or the journal is long: do what is due, or allow more while
         another thread is at it."""
         head = self.head
-        patient = head.uncollected_max < UNCOLLECTED_HARD and self._journal_is_short()
+        patient = head.uncollected_max < UNCOLLECTED_HARD and self.journal_is_short
         if not self.work.acquire(blocking=not patient):
             self.counters["pressure_waits"] += 1
             head.uncollected_max *= 2
@@ -387,7 +387,8 @@ class Engine:
         finally:
             self.work.release()
 
-    def _journal_is_short(self) -> bool:
+    @property
+    def journal_is_short(self) -> bool:
         return self.log.slots_free > self.settings.slots // 4
 
     def relieve(self) -> None:

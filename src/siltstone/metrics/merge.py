@@ -3,8 +3,8 @@
 It takes sealed fresh segments, all at once, once they hold enough samples of a series on average
 for long chunks, or once there are many of them. Series by series the samples are put in order,
 each once (the last write wins), without what was deleted. One record makes the new segments count
-and the old ones not. Reads go first: between groups of series the merge waits, for a moment, while
-anybody reads. The caller holds the engine's work lock, or this does.
+and the old ones not. Reads go first (courtesy.py). The caller holds the engine's work lock, or
+this does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from siltstone.errors import EnvironmentFailure, SiltstoneError
 from siltstone.metrics import chunks as codecs
 from siltstone.metrics.change import Change, fresh
+from siltstone.metrics.courtesy import Courtesy
 from siltstone.metrics.head import CHUNK, NONE_MS
 from siltstone.metrics.picture import Picture, sorted_picture
 from siltstone.metrics.query import Run
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from siltstone.metrics.engine import Engine
 
 EXTENTS_AT_ONCE: Final = 4  # encoded before they are written
-READS_WAIT: Final = 20  # times a millisecond, at most, that a step lets readers go first
 
 
 class Merger:
@@ -120,6 +120,7 @@ class Merger:
         out_data: list[bytes] = []
         size = 0
         runs = self._engine.reader.runs(picture)
+        courtesy = Courtesy(self._engine)
         for id, run in zip(picture.ids.tolist(), runs, strict=True):
             self._note(run)
             if not run.times.size:
@@ -133,7 +134,7 @@ class Merger:
             if size >= EXTENTS_AT_ONCE * self._engine.extent_bytes:
                 self._put(change, out_rows, out_data)
                 out_rows, out_data, size = [], [], 0
-                self._let_readers_go_first()
+            courtesy.step()
         if out_rows:
             self._put(change, out_rows, out_data)
         return firsts
@@ -150,12 +151,6 @@ class Merger:
             )
         if run.good.all() and not engine.reader.tombstones_of(run.rows):
             engine.counters["merged_duplicates"] += int(run.rows["count"].sum()) - run.times.size
-
-    def _let_readers_go_first(self) -> None:
-        for _ in range(READS_WAIT):
-            if not self._engine.readers:
-                return
-            self._engine.clock.sleep(0.001)
 
     def _encoded(self, id: int, times: Any, values: Any, sequence: int) -> Any:
         engine = self._engine

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from siltstone.metrics import bucketing
 from siltstone.metrics import chunks as codecs
+from siltstone.metrics.courtesy import Courtesy
 from siltstone.metrics.head import CHUNK, NONE_MS
 from siltstone.metrics.picture import picture_of
 from siltstone.metrics.registry import Ids
@@ -117,6 +118,7 @@ class Tiers:
         rows: list[list[Any]] = [[] for _ in self.steps]
         data: list[list[bytes]] = [[] for _ in self.steps]
         raw = self._engine.reader.raw(ids, low, high)
+        courtesy = Courtesy(self._engine)
         for id, (times, values) in zip(ids.tolist(), raw, strict=True):
             derived, to = ranges[id]
             for tier, step in enumerate(self.steps):
@@ -125,6 +127,7 @@ class Tiers:
                 part = slice(np.searchsorted(times, first), np.searchsorted(times, last, "right"))
                 ends, columns = bucket(times[part], values[part], step)
                 self._encode(rows[tier], data[tier], id, step, ends, columns)
+            courtesy.step()
         for tier in range(len(self.steps)):
             if rows[tier]:
                 self._put(change, tier, rows[tier], data[tier])
