@@ -10,7 +10,7 @@ cdef enum:
     # overwritten. The bound is 2.0 and 16 segments: the rest is for what waits for checkpoints.
     # Measured (2026-11-25) beside 1.22 of live bytes and 7: filling with 1 M records cleaning moved
     # 134 bytes a record of 124 instead of 494; 200,000 records written six times had their peak at
-    # 1.82 x (less 16 segments) instead of 2.05.
+    # 1.9 x (less 16 segments) instead of 2.07.
     SPACE_PERMILLE = 1600
     SEGMENTS_SPARE = 6
     # A segment that is fuller than this (of 1000) is not worth moving while the store is in use.
