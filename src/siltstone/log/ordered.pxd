@@ -103,6 +103,7 @@ cdef struct ordered_t:
     pool_t *pool                    # NULL: whoever needs it writes
     pthread_mutex_t lock            # guards all below
     pthread_cond_t changed          # written, stable, failed, reservations, buffers
+    pthread_cond_t synced[4]        # the end of the sync whose number is this, modulo 4
     uint64_t segment_bytes
     uint32_t buffer_bytes
     uint32_t buffer_count
@@ -141,7 +142,13 @@ cdef struct ordered_t:
     uint64_t end                    # claimed
     uint64_t stable                 # on the medium
     uint32_t syncing
+    uint32_t waiting[4]             # at `synced`
+    uint64_t rounds                 # syncs that ended: the number of the next, or the present
+    uint64_t reaching               # what the present sync covers
     ordered_counters_t counters
+
+cdef inline ordered_buffer_t *buffer_of(ordered_t *stream, uint64_t sequence) noexcept nogil:
+    return &stream.buffers[sequence % stream.buffer_count]
 
 # Memory for buffers; the segment table is recovery's to fill. 0 or -ENOMEM.
 cdef int ordered_init(ordered_t *stream, device_t *device, pool_t *pool, uint32_t buffer_bytes,
@@ -185,9 +192,6 @@ cdef uint64_t ordered_written(ordered_t *stream) noexcept nogil
 cdef uint64_t ordered_stable(ordered_t *stream) noexcept nogil
 cdef uint64_t ordered_end(ordered_t *stream) noexcept nogil
 
-# Read the record at `position` (header first) into `out`; *size = bytes there. LOG_NOTHING: an
-# aborted reservation. LOG_SHORT: *size says what is needed.
-cdef int ordered_read(ordered_t *stream, uint64_t position, char *out, uint64_t capacity,
-                      uint64_t *size, uint32_t flags) noexcept nogil
+# Bytes that are not needed any more, or (recovery) still are.
 cdef int ordered_dead(ordered_t *stream, uint64_t position, uint64_t bytes) noexcept nogil
 cdef int ordered_live(ordered_t *stream, uint64_t position, uint64_t bytes) noexcept nogil

@@ -1,4 +1,4 @@
-"""An ordered, durable stream: append, reserve, group, flush, sync and read, in one process.
+"""An ordered, durable stream: append, reserve, group, flush and sync, in one process.
 
 Owns the buffers and positions of one stream over one device; its segments are chain.pyx's, what
 recovery reads is replay.pyx's. A buffer is one run of fixed size inside a segment; records tile it
@@ -14,7 +14,7 @@ A flush writes what is complete, up to the first open reservation, as whole bloc
 is written from a copy and again when more is behind it. One thread writes a buffer at a time.
 Any thread may call, without the GIL. Not usable in a forked child.
 """
-from libc.errno cimport EAGAIN, EDQUOT, ENODATA, ENOMEM, ENOSPC, ETIMEDOUT
+from libc.errno cimport EDQUOT, ENOMEM, ENOSPC, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -24,15 +24,13 @@ from siltstone.log.chain cimport (CHAIN_FULL, CHAIN_NOT_READY, chain_find, chain
                                   chain_prepare, chain_run_header, chain_wants_preparing)
 from siltstone.log.checksum cimport crc32c
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_PAD, RECORD_SIZE_MIN, RUN_HEADER_SIZE,
-                                   SEGMENT_HEADER_SIZE, SLOT_NONE, record_bytes, record_check,
-                                   record_checksum, record_header_t, record_word, word_kind,
-                                   word_size)
-from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_FAILED, LOG_GONE, LOG_IO, LOG_NOTHING,
-                                LOG_NOWAIT, LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, LOG_TOO_LARGE,
-                                LOG_WOULD_BLOCK, part_t)
-from siltstone.log.workers cimport (DEVICE_NOWAIT, device_read, device_sync, device_t, device_write,
-                                    job_t, latency_add, mutex_init_spinning, now_ns, pool_submit,
-                                    pool_t, pthread_cond_t, pthread_mutex_t)
+                                   SEGMENT_HEADER_SIZE, SLOT_NONE, record_bytes, record_checksum,
+                                   record_header_t, record_word)
+from siltstone.log.log cimport (LOG_BUSY, LOG_FAILED, LOG_GONE, LOG_NO_SEGMENT, LOG_OK,
+                                LOG_TOO_LARGE, part_t)
+from siltstone.log.workers cimport (device_sync, device_t, device_write, job_t, latency_add,
+                                    mutex_init_spinning, now_ns, pool_submit, pool_t,
+                                    pthread_cond_t, pthread_mutex_t)
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_destroy(pthread_mutex_t *)
@@ -41,6 +39,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_destroy(pthread_cond_t *)
     int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
     int pthread_cond_broadcast(pthread_cond_t *)
+    int pthread_cond_signal(pthread_cond_t *)
 
 cdef extern from *:
     """
@@ -75,6 +74,8 @@ cdef extern from *:
 cdef enum:
     BLOCK = 4096
     WAIT = -1                   # inner result: something changed, look again
+    LEAD_MORE = 4
+    SIDES = 4
 
 
 # Life --------------------------------------------------------------------------------------------
@@ -87,6 +88,8 @@ cdef int ordered_init(ordered_t *stream, device_t *device, pool_t *pool, uint32_
     memset(stream, 0, sizeof(ordered_t))
     mutex_init_spinning(&stream.lock)
     cond_monotonic(&stream.changed)
+    for number in range(SIDES):
+        cond_monotonic(&stream.synced[number])
     stream.device = device
     stream.pool = pool
     stream.segment_bytes = device.segment_bytes
@@ -130,14 +133,12 @@ cdef void ordered_free(ordered_t *stream) noexcept nogil:
     free(stream.segments)
     free(stream.table)
     pthread_cond_destroy(&stream.changed)
+    for number in range(SIDES):
+        pthread_cond_destroy(&stream.synced[number])
     pthread_mutex_destroy(&stream.lock)
 
 
 # Positions ---------------------------------------------------------------------------------------
-
-
-cdef inline ordered_buffer_t *buffer_of(ordered_t *stream, uint64_t sequence) noexcept nogil:
-    return &stream.buffers[sequence % stream.buffer_count]
 
 
 cdef uint32_t complete_to(ordered_t *stream, ordered_buffer_t *buffer) noexcept nogil:
@@ -166,9 +167,12 @@ cdef uint64_t contiguous(ordered_t *stream, bint on_device) noexcept nogil:
 
 
 cdef void fail(ordered_t *stream, int number) noexcept nogil:
+    cdef uint32_t side
     if stream.failed == 0:
         stream.failed = number
     pthread_cond_broadcast(&stream.changed)
+    for side in range(SIDES):
+        pthread_cond_broadcast(&stream.synced[side])
 
 
 # Writing buffers ---------------------------------------------------------------------------------
@@ -706,9 +710,10 @@ cdef int sync_round(ordered_t *stream) noexcept nogil:
     cdef uint64_t reached
     cdef int result
     stream.syncing = 1
+    stream.reaching = <uint64_t>-1      # not known yet: it may cover whoever comes now
     result = write_all(stream)
     if result == LOG_OK:
-        reached = contiguous(stream, True)
+        reached = stream.reaching = contiguous(stream, True)
         pthread_mutex_unlock(&stream.lock)
         result = device_sync(stream.device)
         pthread_mutex_lock(&stream.lock)
@@ -719,14 +724,31 @@ cdef int sync_round(ordered_t *stream) noexcept nogil:
         elif reached > stream.stable:
             stream.stable = reached
     stream.syncing = 0
+    stream.rounds += 1
+    # Whom it covered: one, who wakes the next, so that they do not run into each other; and
+    # whoever of the round before is on the way still.
+    pthread_cond_signal(&stream.synced[(stream.rounds - 1) % SIDES])
+    pthread_cond_broadcast(&stream.synced[(stream.rounds - 2) % SIDES])
     pthread_cond_broadcast(&stream.changed)
     return result
+
+
+cdef void lead_on(ordered_t *stream) noexcept nogil:
+    """Who came too late for a round gets one at once, by who is awake: see LEAD_MORE."""
+    cdef uint32_t more
+    for more in range(LEAD_MORE):
+        if (stream.failed or stream.waiting[stream.rounds % SIDES] == 0
+                or contiguous(stream, False) <= stream.stable):
+            break
+        sync_round(stream)      # should it fail, those who wait for it are told
+    pthread_cond_signal(&stream.synced[stream.rounds % SIDES])      # one of them leads the next
 
 
 cdef int ordered_sync(ordered_t *stream, uint64_t target) noexcept nogil:
     cdef uint64_t started_ns = now_ns()
     cdef uint64_t deadline_ns = started_ns + <uint64_t>stream.wait_ms * 1000000
     cdef bint led = False
+    cdef uint32_t side
     cdef int result = LOG_OK
     pthread_mutex_lock(&stream.lock)
     if target == 0 or target > stream.end:
@@ -737,13 +759,23 @@ cdef int ordered_sync(ordered_t *stream, uint64_t target) noexcept nogil:
         elif stream.stable >= target:
             break
         elif stream.syncing:
-            pthread_cond_wait(&stream.changed, &stream.lock)
+            # Who came too late for this round waits for the next one: nobody is woken in vain.
+            side = (stream.rounds + (target > stream.reaching)) % SIDES
+            stream.waiting[side] += 1
+            pthread_cond_wait(&stream.synced[side], &stream.lock)
+            stream.waiting[side] -= 1
+            if stream.stable >= target:
+                pthread_cond_signal(&stream.synced[side])
         elif contiguous(stream, False) > stream.stable:
             led = True
             result = sync_round(stream)
-        elif cond_wait_until(&stream.changed, &stream.lock, deadline_ns) == ETIMEDOUT:
-            result = LOG_BUSY       # an older reservation is still open
-            add64(&stream.counters.busy, 1)
+        else:                       # an older reservation is still open
+            pthread_cond_broadcast(&stream.synced[stream.rounds % SIDES])   # each waits for itself
+            if cond_wait_until(&stream.changed, &stream.lock, deadline_ns) == ETIMEDOUT:
+                result = LOG_BUSY
+                add64(&stream.counters.busy, 1)
+    if led:
+        lead_on(stream)
     add64(&stream.counters.sync_calls, 1)
     if result == LOG_OK and not led:
         add64(&stream.counters.sync_shared, 1)
@@ -774,103 +806,6 @@ cdef uint64_t ordered_end(ordered_t *stream) noexcept nogil:
     position = stream.end
     pthread_mutex_unlock(&stream.lock)
     return position
-
-
-# Reading -----------------------------------------------------------------------------------------
-
-
-cdef int read_buffer(ordered_t *stream, ordered_buffer_t *buffer, uint64_t position, char *out,
-                     uint64_t capacity, uint64_t *size) noexcept nogil:
-    cdef record_header_t header
-    cdef uint32_t entry, offset = <uint32_t>(position - buffer.base)
-    if offset + RECORD_HEADER_SIZE > buffer.filled:
-        return LOG_GONE
-    for entry in range(ORDERED_RESERVATIONS_MAX if buffer.reservations else 0):
-        if stream.open[entry].sequence == buffer.sequence and stream.open[entry].offset == offset:
-            return LOG_BUSY
-    memcpy(&header, buffer.data + offset, RECORD_HEADER_SIZE)
-    size[0] = RECORD_HEADER_SIZE + word_size(header.word)
-    if size[0] > buffer.filled - offset:
-        return LOG_GONE         # not the start of a record
-    if word_kind(header.word) == RECORD_PAD:
-        return LOG_NOTHING
-    if size[0] > capacity:
-        return LOG_SHORT
-    memcpy(out, buffer.data + offset, size[0])
-    return LOG_OK
-
-
-cdef int64_t read_truncated(ordered_t *stream, uint32_t slot, uint64_t offset, char *out,
-                            uint64_t size) noexcept nogil:
-    """A file that was cut: what is missing counts as zeros, as for recovery; checksums decide."""
-    cdef uint64_t done = 0
-    cdef int64_t got = 0
-    memset(out, 0, size)
-    while done < size and got >= 0:
-        got = device_read(stream.device, slot, offset + done, out + done, min(<uint64_t>16,
-                          size - done), 0)
-        done += 16
-    return 0 if got == -ENODATA else got
-
-
-cdef int read_device(ordered_t *stream, uint64_t position, uint32_t slot, uint32_t salt,
-                     uint64_t filled, char *out, uint64_t capacity, uint64_t *size,
-                     uint32_t flags) noexcept nogil:
-    cdef uint64_t offset = position % stream.segment_bytes
-    cdef uint64_t wanted = min(capacity, filled - offset)
-    cdef record_header_t header
-    cdef int64_t got
-    if wanted < RECORD_HEADER_SIZE:
-        return LOG_SHORT if wanted == capacity else LOG_GONE
-    got = device_read(stream.device, slot, offset, out, wanted,
-                      DEVICE_NOWAIT if flags & LOG_NOWAIT else 0)
-    if got == -ENODATA:
-        got = read_truncated(stream, slot, offset, out, wanted)
-    if got == -EAGAIN:
-        return LOG_WOULD_BLOCK
-    if got < 0:
-        return LOG_IO
-    memcpy(&header, out, RECORD_HEADER_SIZE)
-    size[0] = RECORD_HEADER_SIZE + word_size(header.word)
-    if size[0] > wanted and size[0] <= filled - offset:
-        return LOG_SHORT
-    if record_check(out, wanted, salt, position) < 0:
-        return LOG_CORRUPT
-    return LOG_NOTHING if word_kind(header.word) == RECORD_PAD else LOG_OK
-
-
-cdef int ordered_read(ordered_t *stream, uint64_t position, char *out, uint64_t capacity,
-                      uint64_t *size, uint32_t flags) noexcept nogil:
-    cdef uint64_t version = position // stream.segment_bytes, sequence
-    cdef ordered_buffer_t *buffer
-    cdef int64_t slot
-    cdef uint32_t salt
-    cdef uint64_t filled
-    cdef int result
-    size[0] = RECORD_HEADER_SIZE
-    pthread_mutex_lock(&stream.lock)
-    slot = chain_find(stream, version)
-    if slot < 0 or position % stream.segment_bytes >= stream.segments[slot].filled:
-        pthread_mutex_unlock(&stream.lock)
-        return LOG_GONE
-    salt = stream.segments[slot].salt
-    filled = stream.segments[slot].filled
-    for sequence in range(stream.oldest, stream.next):
-        buffer = buffer_of(stream, sequence)
-        if buffer.base <= position < buffer.base + stream.buffer_bytes:
-            result = read_buffer(stream, buffer, position, out, capacity, size)
-            pthread_mutex_unlock(&stream.lock)
-            return result
-    pthread_mutex_unlock(&stream.lock)
-    result = read_device(stream, position, <uint32_t>slot, salt, filled, out, capacity, size,
-                         flags)
-    if result == LOG_CORRUPT or result == LOG_SHORT:
-        # The segment may have been given away while it was read.
-        pthread_mutex_lock(&stream.lock)
-        if chain_find(stream, version) != slot:
-            result = LOG_GONE
-        pthread_mutex_unlock(&stream.lock)
-    return result
 
 
 # Live accounting ---------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from libc.string cimport memcpy, memset
 from siltstone.log.format cimport RECORD_HEADER_SIZE, record_header_t, word_kind, word_size
 from siltstone.log.log cimport (LOG_CORRUPT, LOG_NOTHING, LOG_NOWAIT, LOG_OK, LOG_SHORT,
                                 LOG_WOULD_BLOCK)
-from siltstone.log.ordered cimport GROUP_ID_SIZE, ORDERED_GROUPED, ordered_read
+from siltstone.log.ordered cimport GROUP_ID_SIZE, ORDERED_GROUPED
+from siltstone.log.ordered_read cimport ordered_read
 from siltstone.log.workers cimport job_t, pool_submit, pthread_cond_t, pthread_mutex_t
 from siltstone.store.compression cimport decompress
 from siltstone.store.state cimport (KIND_BASE, KIND_LINK, KIND_MORE, KIND_MOVED, KIND_TABLE,
