@@ -102,8 +102,11 @@ class FaultDevice(Device):
     def slots_present(self) -> int:
         return self.inner.slots_present()
 
-    def punch(self, slot: int) -> None:
-        self.inner.punch(slot)
+    def punch(self, slot: int, begin: int = 0) -> None:
+        self.inner.punch(slot, begin)
+
+    def slots_with_holes(self) -> set[int]:
+        return self.inner.slots_with_holes()
 
     def truncate(self, slots: int) -> None:
         self.inner.truncate(slots)
@@ -208,8 +211,8 @@ class CrashDevice(Device):
         used = len(bytes(self.content).rstrip(b"\0"))
         return max(0, -(-(used - FIRST_DATA_OFFSET) // self.segment_bytes))
 
-    def punch(self, slot: int) -> None:
-        self.record(Write(self.address(slot, 0), bytes(self.segment_bytes)))
+    def punch(self, slot: int, begin: int = 0) -> None:
+        self.record(Write(self.address(slot, begin), bytes(self.segment_bytes - begin)))
 
     def truncate(self, slots: int) -> None:
         for slot in range(slots, self.slots_present()):

@@ -106,6 +106,27 @@ def test_growing_device_is_as_long_as_what_was_written(tmp_path):
 # Superblock
 
 
+def test_slots_with_holes(tmp_path, monkeypatch):
+    segment = 1 << 16
+    with FileDevice([(tmp_path / "data", None)], segment, engine="log", preallocate=False) as device:
+        for slot in range(5):
+            device.handle.write(slot, 0, b"x" * segment)
+        device.handle.sync()
+        assert device.slots_with_holes() == set()
+        device.punch(1)
+        device.punch(3, 1 << 12)
+        if os.lseek(device._files[0].descriptor, 0, os.SEEK_HOLE) < device.size_on_disk:
+            assert device.slots_with_holes() == {1, 3}  # else this file system has no holes
+        assert device.handle.read(3, 0, 1 << 12) == b"x" * (1 << 12)
+        assert device.handle.read(3, 1 << 12, 1 << 12) == bytes(1 << 12)
+
+        def refuse(*_):
+            raise OSError(errno.EINVAL, "no such question")
+
+        monkeypatch.setattr(os, "lseek", refuse)
+        assert device.slots_with_holes() == set()
+
+
 def test_superblock_survives_reopening_and_a_torn_newest_copy(tmp_path):
     path = tmp_path / "data"
     with make(path) as device:

@@ -847,7 +847,7 @@ class Device(MemoryDevice):
         return 16
     def truncate(self, slots):
         self.elsewhere()
-    def punch(self, slot):
+    def punch(self, slot, begin=0):
         self.elsewhere()
     def elsewhere(self):
         # as the system call does: another thread runs, and it needs the stream's lock

@@ -74,6 +74,28 @@ def test_the_file_after_overwriting_five_times(seed, tmp_path):
     assert (tmp_path / "data").stat().st_blocks * 512 <= 1.4 * live + 4 * SEGMENT
 
 
+@pytest.mark.parametrize("count", [600, 3_000])
+def test_a_small_store_is_closed_small_too(seed, tmp_path, count):
+    """What is not full: the segment in use and the two ahead weigh nothing in the file."""
+    rng = random.Random(seed)
+    with new_store(tmp_path / "store") as store:
+        for _ in range(6):
+            for number in rng.sample(range(count), count):
+                store[KEYS[number]] = rng.randbytes(100)
+            steps(store)
+        expected = dict(store.items())
+    blocks = (tmp_path / "store" / "data").stat().st_blocks * 512
+    # Records of a page are stored with its header; the table and a checkpoint come on top.
+    assert blocks <= 1.4 * count * RECORD + SEGMENT
+    with new_store(tmp_path / "store") as store:
+        assert dict(store.items()) == expected
+        assert store.verify().ok
+        before = store.stats()["zeroed_bytes"]
+        store[KEYS[0]] = b"new"
+        store.sync()
+        assert store.stats()["zeroed_bytes"] > before  # no commit into blocks that are not there
+
+
 def test_deleting_everything_gives_the_space_back(tmp_path):
     with new_store(tmp_path) as store:
         store.update(dict.fromkeys(KEYS, b"v" * 100))

@@ -177,8 +177,12 @@ class Device:
         """No slot at or above this number was ever written."""
         return self.segment_count
 
-    def punch(self, slot: int) -> None:
-        """Give a slot's blocks back to the file system, where that means anything."""
+    def punch(self, slot: int, begin: int = 0) -> None:
+        """Give a slot's blocks (from `begin` on) back, where that means anything."""
+
+    def slots_with_holes(self) -> set[int]:
+        """Present slots some of whose blocks the file system has yet to find."""
+        return set()
 
     def truncate(self, slots: int) -> None:
         """Cut off the slots at and above `slots`, where the device can grow again."""
@@ -461,10 +465,24 @@ class FileDevice(Device):
         for file in self._files:
             self._take_lock(file)
 
-    def punch(self, slot: int) -> None:
+    def punch(self, slot: int, begin: int = 0) -> None:
         number, offset = self.handle.place(slot)
+        size = self.segment_bytes - begin
         with contextlib.suppress(OSError):  # not every file system can: the space stays taken
-            punch_hole(self._files[number].descriptor, offset, self.segment_bytes)
+            punch_hole(self._files[number].descriptor, offset + begin, size)
+
+    def slots_with_holes(self) -> set[int]:
+        found, holes = set(), [-1] * len(self._files)  # where each file's next hole begins
+        for slot in range(self.slots_present()):
+            number, offset = self.handle.place(slot)
+            if holes[number] < offset:
+                try:
+                    holes[number] = os.lseek(self._files[number].descriptor, offset, os.SEEK_HOLE)
+                except OSError:  # a file system that does not say: as if there were none
+                    return set()
+            if holes[number] < offset + self.segment_bytes:
+                found.add(slot)
+        return found
 
     def truncate(self, slots: int) -> None:
         if not self.growable:

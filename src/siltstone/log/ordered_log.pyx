@@ -57,6 +57,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     BUFFER_BYTES = 1 << 18
+    BLOCK = 4096
     READ_FIRST = 4096           # most records fit: one read; larger ones are read again
 
 KIND_MAX = ORDERED_KIND_MAX
@@ -209,10 +210,12 @@ cdef class OrderedLog:
         """The table is complete: the stream goes on behind `end`, in a fresh segment."""
         cdef ordered_t *stream = &self.stream
         present = self.device.slots_present() if self.device.growable else 0
+        # What an end gave back: blocks first, before a commit is to be written there.
+        holes = self.device.slots_with_holes() if present and not self.read_only else ()
         if chain_room(stream, max(1, min(present, stream.slot_limit))) != 0:
             raise MemoryError("no memory for the segment table")
         for number in range(min(present, stream.slot_capacity)):
-            stream.segments[number].allocated = 1
+            stream.segments[number].allocated = number not in holes
         stream.end = stream.stable = end
         stream.version, stream.slot = version, slot
         stream.next_version_min = version_min + present + 1
@@ -540,7 +543,8 @@ cdef class OrderedLog:
             self._zeroing_end()
 
     def punch_free(self):
-        """Give back the blocks of free slots inside the file, too: for an engine that closes."""
+        """Give back all blocks without records, those ahead and in used segments too: for an
+        engine that closes, behind its last record."""
         self._check(True)
         if self.device.growable:
             with self._giving_back:
@@ -548,23 +552,31 @@ cdef class OrderedLog:
 
     def _punch_free(self):
         cdef ordered_t *stream = &self.stream
+        cdef ordered_segment_t *segment
         cdef uint32_t slot, last = 0
+        cdef int64_t begin
+        cdef bint used
         if not self._zeroing_begin():
             return
         found = []
         for slot in range(stream.slot_capacity):
-            if stream.segments[slot].state != SEGMENT_FREE:
+            segment = &stream.segments[slot]
+            used = segment.state != SEGMENT_FREE and segment.state != SEGMENT_AHEAD
+            if used:
                 last = slot
-        for slot in range(stream.slot_capacity):
-            if stream.segments[slot].state == SEGMENT_FREE and stream.segments[slot].allocated:
-                stream.segments[slot].allocated = 0     # to be filled with zeros before its turn
-                found.append(slot)
+            if not segment.allocated or segment.state == SEGMENT_TAKEN:
+                continue
+            begin = (<int64_t>segment.filled + BLOCK - 1) // BLOCK * BLOCK if used else 0
+            if begin < <int64_t>stream.segment_bytes:
+                # A slot that is chosen, now or later, is filled with zeros before its turn.
+                segment.allocated = 0
+                found.append((slot, begin))
         pthread_mutex_unlock(&stream.lock)
         try:
             self.device.truncate(last + 1)
-            for each in found:
-                if each < last:
-                    self.device.punch(each)
+            for each, begin in found:
+                if each <= last:
+                    self.device.punch(each, begin)
         finally:
             self._zeroing_end()
 

@@ -20,6 +20,7 @@ HELP_SEGMENTS: int
 COMPACT_BELOW: int
 CLOSED_FACTOR: float
 COMPACT_SECONDS: int
+CLOSED_NEAR: float
 SLOTS_KEPT: int
 
 class Pages:

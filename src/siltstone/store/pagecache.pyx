@@ -84,6 +84,9 @@ HELP_SEGMENTS = 12
 COMPACT_BELOW = 990
 CLOSED_FACTOR = 1.03
 COMPACT_SECONDS = 2
+# A file that is so close to what lives, and one segment, is not worth the writing of a close: a
+# store that is opened to read and closed again would write each time.
+CLOSED_NEAR = 1.1
 LOOKS_MAX = 100                 # of a reader that never finds its checkpoint still there
 _open_pages = weakref.WeakSet()
 
@@ -517,7 +520,7 @@ cdef class Pages:
         before = self.pages.stream.version
         deadline_ns = self.clock.monotonic_ns() + COMPACT_SECONDS * 1_000_000_000
         space = self._space()
-        if space["segments"] <= space["live_bytes"] / space["segment_bytes"] * 1.1 + 3:
+        if space["segments"] <= space["live_bytes"] / space["segment_bytes"] * CLOSED_NEAR + 1:
             return
         while self.clock.monotonic_ns() < deadline_ns:
             space = self._space()
@@ -527,12 +530,12 @@ cdef class Pages:
             if not self._clean(COMPACT_BELOW, before):
                 break
         self._free_emptied()
-        self.log.punch_free()
 
     # Closing
 
     def close(self):
-        """Checkpoint, sync, clean mark. After a failure of the log: no I/O. Idempotent."""
+        """Checkpoint, sync, clean mark; before that the file is made small, for COMPACT_SECONDS
+        at most and a checkpoint more. After a failure of the log: no I/O. Idempotent."""
         if self.pages.closed or self.log is None:
             return
         if self.pages.opened_in != forks:
@@ -559,6 +562,7 @@ cdef class Pages:
             self._checkpoint()
             if self.pages.counters.table_bytes - before > BLOCK_ENTRIES * 64:
                 self._checkpoint()      # behind all those blocks: the next opening reads no more
+            self.log.punch_free()
         except EnvironmentFailure as error:
             if error.errno != errors_of_os.ENOSPC:
                 raise
