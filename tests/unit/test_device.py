@@ -108,7 +108,9 @@ def test_growing_device_is_as_long_as_what_was_written(tmp_path):
 
 def test_slots_with_holes(tmp_path, monkeypatch):
     segment = 1 << 16
-    with FileDevice([(tmp_path / "data", None)], segment, engine="log", preallocate=False) as device:
+    with FileDevice(
+        [(tmp_path / "data", None)], segment, engine="log", preallocate=False
+    ) as device:
         for slot in range(5):
             device.handle.write(slot, 0, b"x" * segment)
         device.handle.sync()

@@ -28,6 +28,10 @@ from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_PAD, RECORD_SIZE_M
                                    record_header_t, record_word)
 from siltstone.log.log cimport (LOG_BUSY, LOG_FAILED, LOG_GONE, LOG_NO_SEGMENT, LOG_OK,
                                 LOG_TOO_LARGE, part_t)
+                                   SEGMENT_HEADER_SIZE, SLOT_NONE, record_bytes, record_checksum,
+                                   record_header_t, record_word)
+from siltstone.log.log cimport (LOG_BUSY, LOG_FAILED, LOG_GONE, LOG_NO_SEGMENT, LOG_OK,
+                                LOG_TOO_LARGE, part_t)
 from siltstone.log.workers cimport (device_sync, device_t, device_write, job_t, latency_add,
                                     mutex_init_spinning, now_ns, pool_submit, pool_t,
                                     pthread_cond_t, pthread_mutex_t)
@@ -74,8 +78,11 @@ cdef extern from *:
 cdef enum:
     BLOCK = 4096
     WAIT = -1                   # inner result: something changed, look again
+    # Rounds that a leader does for others, before one of them is woken to lead: a wake-up costs as
+    # much as a third of a sync. Measured: 8 threads, one record each, bench/store.py on 2 cores:
+    # with those below (docs/decisions/0065) 0.65 instead of 0.84 of a core at the same rate.
     LEAD_MORE = 4
-    SIDES = 4
+    SIDES = 4                   # rounds whose waiters are told apart
 
 
 # Life --------------------------------------------------------------------------------------------

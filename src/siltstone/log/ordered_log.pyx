@@ -43,8 +43,8 @@ from siltstone.log.ordered cimport (GROUP_ENTERED, GROUP_ID_SIZE, ORDERED_BUFFER
                                     ordered_buffer_t, ordered_complete, ordered_dead, ordered_end,
                                     ordered_flush, ordered_free, ordered_group_abandon,
                                     ordered_group_append, ordered_group_commit, ordered_init,
-                                    ordered_live, ordered_payload_max, ordered_reserve, ordered_roll,
-                                    ordered_segment_t, ordered_stable, ordered_stop,
+                                    ordered_live, ordered_payload_max, ordered_reserve,
+                                    ordered_roll, ordered_segment_t, ordered_stable, ordered_stop,
                                     ordered_sync, ordered_written)
 from siltstone.log.ordered_read cimport ordered_read
 from siltstone.log.workers cimport (DeviceHandle, WorkerPool, pool_t, pthread_cond_t,
