@@ -28,10 +28,6 @@ from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_PAD, RECORD_SIZE_M
                                    record_header_t, record_word)
 from siltstone.log.log cimport (LOG_BUSY, LOG_FAILED, LOG_GONE, LOG_NO_SEGMENT, LOG_OK,
                                 LOG_TOO_LARGE, part_t)
-                                   SEGMENT_HEADER_SIZE, SLOT_NONE, record_bytes, record_checksum,
-                                   record_header_t, record_word)
-from siltstone.log.log cimport (LOG_BUSY, LOG_FAILED, LOG_GONE, LOG_NO_SEGMENT, LOG_OK,
-                                LOG_TOO_LARGE, part_t)
 from siltstone.log.workers cimport (device_sync, device_t, device_write, job_t, latency_add,
                                     mutex_init_spinning, now_ns, pool_submit, pool_t,
                                     pthread_cond_t, pthread_mutex_t)
