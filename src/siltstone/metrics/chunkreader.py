@@ -16,7 +16,6 @@ import numpy.typing as npt
 from siltstone.errors import Corruption, DeviceFailed, SnapshotTooOld
 from siltstone.metrics import chunks as codecs
 from siltstone.metrics import decoding
-from siltstone.metrics.ahead import Ahead
 from siltstone.metrics.head import CHUNK
 from siltstone.metrics.readcache import BLOCK_BYTES
 from siltstone.metrics.segment import Chunks, Segment, load_index, read_header, salvage
@@ -50,11 +49,11 @@ class ChunkReader:
     def decode(
         self, rows: Chunks, places: npt.NDArray[np.int64], sources: Sequence[Bytes],
         at: npt.NDArray[np.int64], times: npt.NDArray[np.int64], values: npt.NDArray[np.float64],
-        held: Held | None = None, ahead: Ahead | None = None,
+        held: Held | None = None,
     ) -> npt.NDArray[np.bool_]:  # fmt: skip
         """Whether each chunk is sound. Chunk n of `rows` lies in `sources[places[n]]`; its samples
         go to `times` and `values` from `at[n]` on. `held`: blocks of these sources, kept from call
-        to call; `ahead`: threads that may help. Outdated when a segment of them is gone."""
+        to call. Outdated when a segment of them is gone."""
         if not rows.size:
             return np.ones(0, np.bool_)
         self._engine.counters["chunk_reads"] += rows.size
@@ -77,9 +76,7 @@ class ChunkReader:
             return True
 
         left = np.flatnonzero(good & (states > 0))
-        if left.size:
-            wanted = left.tolist()
-            good[left] = list(map(columns, wanted) if ahead is None else ahead.map(columns, wanted))
+        good[left] = [columns(n) for n in left.tolist()]
         for n in np.flatnonzero(~good).tolist():
             source = sources[places[n]]
             assert isinstance(source, Segment), "what is in memory is sound"

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from siltstone.errors import Corruption, DeviceFailed, LimitReached
 from siltstone.metrics import chunks as codecs
-from siltstone.metrics.ahead import Ahead
 from siltstone.metrics.arrangement import Arrangement
 from siltstone.metrics.chunkreader import ChunkReader, Outdated
 from siltstone.metrics.decoding import trim
@@ -264,16 +263,14 @@ class Reader:
         groups = np.cumsum(sizes) // most
         bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), sizes.size]
         spans = list(itertools.pairwise(bounds))
-        # Of one group, the threads share the chunks.
-        within = self._engine.ahead if ahead and len(spans) == 1 else None
 
         def decoded(span: tuple[int, int]) -> list[Run]:
-            return list(self._group(picture, *span, start, end, within))
+            return list(self._group(picture, *span, start, end))
 
         return self._engine.ahead.map(decoded, spans) if ahead else map(decoded, spans)
 
     def _group(
-        self, picture: Picture, first: int, last: int, start: int, end: int, ahead: Ahead | None
+        self, picture: Picture, first: int, last: int, start: int, end: int
     ) -> Iterator[Run]:
         """The runs of the picture's ids [first, last)."""
         head = picture.head
@@ -283,7 +280,7 @@ class Reader:
         )  # fmt: skip
         times, values = np.empty(group.total, np.int64), np.empty(group.total, np.float64)
         good = self.chunks.decode(
-            group.rows, group.places, picture.sources, group.at, times, values, picture.held, ahead
+            group.rows, group.places, picture.sources, group.at, times, values, picture.held
         )
         before = int(head.counts[:first].sum() + head.late[:first].sum()) if first else 0
         group.put_heads(times, values, head.times, head.values, before)
