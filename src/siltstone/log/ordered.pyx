@@ -74,9 +74,9 @@ cdef extern from *:
 cdef enum:
     BLOCK = 4096
     WAIT = -1                   # inner result: something changed, look again
-    # Rounds that a leader does for others, before one of them is woken to lead: a wake-up costs as
-    # much as a third of a sync. Measured: 8 threads, one record each, bench/store.py on 2 cores:
-    # with those below (docs/decisions/0065) 0.65 instead of 0.84 of a core at the same rate.
+    # Rounds that a leader does for others, before one of them is woken to lead. Not tuned: with
+    # this and wake-ups by round, 8 threads on 2 cores (one record each, real disk) took 0.66 to
+    # 0.69 of a core instead of 0.84 at about the same rate (docs/decisions/0065).
     LEAD_MORE = 4
     SIDES = 4                   # rounds whose waiters are told apart
 
