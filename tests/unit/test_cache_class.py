@@ -345,9 +345,10 @@ def test_incr_and_decr(cache: siltstone.Cache) -> None:
 
 def test_incr_keeps_the_time_to_live(cache: siltstone.Cache) -> None:
     cache.set("n", 1, ttl=0.05)
-    cache.incr("n")
-    cache.decr("n", 5)
+    assert cache.incr("n") == 2
+    assert cache.decr("n", 5) == -3
     until(lambda: "n" not in cache)
+    assert cache.get("n") is None
 
 
 def test_incr_by_many_threads_counts_each(cache: siltstone.Cache) -> None:

@@ -103,6 +103,8 @@ def test_files_of_others_are_in_nobodys_way(tmp_path):
     for name in ("data", "metrics"):
         with OPENERS["store"](tmp_path / name):
             pass
+        assert (tmp_path / name / "flash").read_text() == "not ours"
+        assert (tmp_path / name / "photo.jpg").read_text() == "not ours"
 
 
 @pytest.mark.parametrize("name", ["store", "metrics", "pages"])

@@ -329,6 +329,8 @@ def test_a_queue_that_cannot_be_read_is_tried_again(
         thread.start()
         wait_until(lambda: one.sent == 1)
         thread.stop()
+        assert not left  # both failures came
+        assert one.outbox.samples == 0
         one.close()
 
 

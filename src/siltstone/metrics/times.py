@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from siltstone.errors import InvalidValue
 from siltstone.metrics.scaling import milliseconds
+from siltstone.metrics.values import column_of
 
 SECONDS_MAX = 1 << 33
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -47,12 +48,7 @@ def time_ms(time: Any) -> int:
 
 def times_ms(times: Any) -> npt.NDArray[np.int64]:
     """An array, a sequence or one time, as a contiguous array."""
-    try:
-        array = np.atleast_1d(np.asarray(times))
-    except ValueError as error:  # sequences in a sequence
-        raise InvalidValue(f"these are no times: {error}") from None
-    if array.ndim != 1:
-        raise InvalidValue(f"times have one dimension, not {array.ndim}")
+    array = column_of(times, "times")
     if array.dtype.kind == "M":
         if np.isnat(array).any():
             raise InvalidValue("NaT is no time")

@@ -24,14 +24,20 @@ def number_of(value: Any) -> float:
     raise InvalidValue(f"{value!r:.60} is no value: give a number")
 
 
+def column_of(given: Any, noun: str) -> npt.NDArray[Any]:
+    """An array, a sequence or one of them, as an array of one dimension and any type."""
+    try:
+        array = np.atleast_1d(np.asarray(given))
+    except ValueError as error:  # sequences in a sequence
+        raise InvalidValue(f"these are no {noun}: {error}") from None
+    if array.ndim != 1:
+        raise InvalidValue(f"{noun} have one dimension, not {array.ndim}")
+    return array
+
+
 def numbers_of(values: Any) -> npt.NDArray[np.float64]:
     """An array, a sequence or one value, as a contiguous array."""
-    try:
-        array = np.atleast_1d(np.asarray(values))
-    except ValueError as error:  # sequences in a sequence
-        raise InvalidValue(f"these are no values: {error}") from None
-    if array.ndim != 1:
-        raise InvalidValue(f"values have one dimension, not {array.ndim}")
+    array = column_of(values, "values")
     if array.dtype.kind not in "fiub":
         return np.array([number_of(value) for value in array.tolist()], np.float64)
     return np.ascontiguousarray(array, np.float64)
