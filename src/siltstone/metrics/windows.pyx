@@ -95,6 +95,7 @@ cdef extern from *:
 cdef enum:
     STALE_HIGH = 0x7FF00000  # bits of the staleness marker: 0x7ff00000_00000002
     STALE_LOW = 2
+    CHAINS = 4  # sums that add_peaks() has under way
 # Cancellation up to which a mean is taken as sum / count, see f_avg.
 cdef double CANCELLED_MAX = 1e3
 
@@ -107,9 +108,7 @@ cdef struct Window:
     double range_s
     double first         # parameters of the function at this step
     double second
-    const Py_ssize_t *resets  # positions i (from the series' start) with v[i] < v[i - 1]
-    Py_ssize_t resets_count
-    Py_ssize_t offset    # position of the window's first sample in the series
+    double change        # of a counter: last - first, and what it had reached before each reset
     double *scratch      # as long as the series, where a function asked for it
     bint has_nan         # somewhere in the series
     bint absent          # set by the function: no result here
@@ -174,22 +173,6 @@ cdef inline void add(Sum *total, double term) noexcept nogil:
 # Ends of the window: rate and its kin --------------------------------------------------------
 
 
-cdef double increase_within(const double *values, Py_ssize_t count, Window *w) noexcept nogil:
-    """Last minus first, plus what the counter had reached before each of its resets."""
-    cdef double result = values[count - 1] - values[0]
-    cdef Py_ssize_t low = 0, high = w.resets_count, middle
-    while low < high:
-        middle = (low + high) >> 1
-        if w.resets[middle] <= w.offset:
-            low = middle + 1
-        else:
-            high = middle
-    while low < w.resets_count and w.resets[low] < w.offset + count:
-        result += values[w.resets[low] - w.offset - 1]
-        low += 1
-    return result
-
-
 cdef double extrapolated(
     const int64_t *times, const double *values, Py_ssize_t count, Window *w,
     bint counter, bint per_second
@@ -200,7 +183,7 @@ cdef double extrapolated(
         w.absent = True
         return 0
     cdef double change
-    change = increase_within(values, count, w) if counter else values[count - 1] - values[0]
+    change = w.change if counter else values[count - 1] - values[0]
     cdef double to_start = <double>(times[0] - w.start_ms) / 1000
     cdef double to_end = <double>(w.end_ms - times[count - 1]) / 1000
     cdef double sampled = <double>(times[count - 1] - times[0]) / 1000
@@ -582,7 +565,9 @@ cdef struct Prepared:
     Samples samples
     int64_t *times
     double *values
-    Py_ssize_t *resets
+    int64_t *resets         # of a counter: the positions i with v[i] < v[i - 1]
+    double *peaks           # v[i - 1] of each
+    Py_ssize_t resets_count
 
 
 cdef int without_markers(const Samples *series, Prepared *clean) noexcept nogil:
@@ -606,14 +591,18 @@ cdef int without_markers(const Samples *series, Prepared *clean) noexcept nogil:
     return 0
 
 
-cdef int find_resets(const Samples *series, int64_t count, Prepared *clean) noexcept nogil:
+cdef int find_resets(Prepared *clean, Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t i, found = 0
-    clean.resets = <Py_ssize_t *>malloc((count + 1) * sizeof(Py_ssize_t))
-    if clean.resets == NULL:
+    cdef const double *values = clean.samples.values
+    clean.resets = <int64_t *>malloc((count + 1) * sizeof(int64_t))
+    clean.peaks = <double *>malloc((count + 1) * sizeof(double))
+    if clean.resets == NULL or clean.peaks == NULL:
         return -1
-    for i in range(1, series.count):
+    for i in range(1, clean.samples.count):
         clean.resets[found] = i     # without a branch: a gauge falls as often as it rises
-        found += series.values[i] < series.values[i - 1]
+        clean.peaks[found] = values[i - 1]
+        found += values[i] < values[i - 1]
+    clean.resets_count = count
     return 0
 
 
@@ -622,18 +611,17 @@ cdef int prepare(
 ) noexcept nogil:
     """What the functions need to know of a series, and memory for them; -1 if there is none."""
     cdef silt_scan_t found = silt_scan(series.values, series.count)
-    clean.times, clean.values, clean.resets = NULL, NULL, NULL
-    clean.samples = series[0]
-    w.resets, w.resets_count, w.scratch = NULL, 0, NULL
+    clean.times, clean.values, clean.resets, clean.peaks = NULL, NULL, NULL, NULL
+    clean.samples, clean.resets_count = series[0], 0
+    w.scratch = NULL
     if found.nans:
         if without_markers(series, clean):
             return -1
         found = silt_scan(clean.samples.values, clean.samples.count)
     w.has_nan = found.nans != 0
     if counter and found.drops:
-        if find_resets(&clean.samples, found.drops, clean):
+        if find_resets(clean, found.drops):
             return -1
-        w.resets, w.resets_count = clean.resets, found.drops
     if sorter and series.count:
         w.scratch = <double *>malloc(series.count * sizeof(double))
         if w.scratch == NULL:
@@ -645,6 +633,7 @@ cdef void dismiss(Prepared *clean, Window *w) noexcept nogil:
     free(clean.times)
     free(clean.values)
     free(clean.resets)
+    free(clean.peaks)
     free(w.scratch)
 
 
@@ -658,27 +647,92 @@ cdef struct Grid:
     int64_t range_ms
 
 
-cdef void walk(
-    Function function, const Samples *series, const Grid *grid, Window *w,
-    double *out, uint8_t *present
-) noexcept nogil:
-    """One series: a row of results."""
+cdef struct Span:
+    # the samples of one window: positions in the series, the second one excluded
+    Py_ssize_t low
+    Py_ssize_t high
+
+
+cdef void find_spans(const Samples *series, const Grid *grid, Span *spans) noexcept nogil:
     cdef Py_ssize_t step, low = 0, high = 0, low_moved = 0, high_moved = 0, was
-    cdef double result
+    cdef int64_t end_ms
     for step in range(grid.count):
-        w.end_ms = grid.ends[step]
-        w.start_ms = w.end_ms - grid.range_ms
+        end_ms = grid.ends[step]
         was = low
-        low = advance(series.times, low, series.count, w.start_ms, low_moved)
+        low = advance(series.times, low, series.count, end_ms - grid.range_ms, low_moved)
         low_moved = low - was
         was = high
-        high = advance(series.times, max(low, high), series.count, w.end_ms + 1, high_moved)
+        high = advance(series.times, max(low, high), series.count, end_ms + 1, high_moved)
         high_moved = high - was
+        spans[step].low, spans[step].high = low, high
+
+
+cdef void add_peaks(const double **peaks, const Py_ssize_t *counts, double *totals) noexcept nogil:
+    """To each of CHAINS totals its peaks, one by one. The sums know nothing of each other, so that
+    the processor has as many additions under way; one by one it waits for each."""
+    cdef const double *p0 = peaks[0]
+    cdef const double *p1 = peaks[1]
+    cdef const double *p2 = peaks[2]
+    cdef const double *p3 = peaks[3]
+    cdef double t0 = totals[0], t1 = totals[1], t2 = totals[2], t3 = totals[3]
+    cdef Py_ssize_t both = min(min(counts[0], counts[1]), min(counts[2], counts[3])), n, i
+    for i in range(both):
+        t0 += p0[i]
+        t1 += p1[i]
+        t2 += p2[i]
+        t3 += p3[i]
+    totals[0], totals[1], totals[2], totals[3] = t0, t1, t2, t3
+    for n in range(CHAINS):
+        for i in range(both, counts[n]):
+            totals[n] += peaks[n][i]
+
+
+cdef void find_changes(const Prepared *clean, const Span *spans, Py_ssize_t count,
+                       double *changes) noexcept nogil:
+    """Of a counter in each window: last minus first, plus what it had reached before each of its
+    resets; added in this order, as Prometheus does."""
+    cdef const double *values = clean.samples.values
+    cdef (const double *)[CHAINS] peaks
+    cdef Py_ssize_t[CHAINS] counts
+    cdef double[CHAINS] totals
+    cdef Py_ssize_t step, n, low = 0, high = 0, low_moved = 0, high_moved = 0, was
+    for step in range(count):
+        n = step % CHAINS
+        peaks[n], counts[n], totals[n] = NULL, 0, 0
+        if spans[step].high > spans[step].low:
+            totals[n] = values[spans[step].high - 1] - values[spans[step].low]
+            was = low
+            low = advance(clean.resets, low, clean.resets_count, spans[step].low + 1, low_moved)
+            low_moved = low - was
+            was = high
+            high = advance(clean.resets, max(low, high), clean.resets_count, spans[step].high,
+                           high_moved)
+            high_moved = high - was
+            peaks[n], counts[n] = clean.peaks + low, high - low
+        if n == CHAINS - 1 or step == count - 1:
+            while n < CHAINS - 1:
+                n += 1
+                peaks[n], counts[n], totals[n] = NULL, 0, 0
+            add_peaks(peaks, counts, totals)
+            memcpy(changes + step - step % CHAINS, totals, (step % CHAINS + 1) * sizeof(double))
+
+
+cdef void walk(
+    Function function, const Prepared *clean, const Grid *grid, Window *w, const Span *spans,
+    const double *changes, double *out, uint8_t *present
+) noexcept nogil:
+    """One series: a row of results. `changes`: NULL when it is no counter."""
+    cdef Py_ssize_t step, low, high
+    cdef double result
+    for step in range(grid.count):
+        low, high = spans[step].low, spans[step].high
         if high == low:
             continue
+        w.end_ms = grid.ends[step]
+        w.start_ms = w.end_ms - grid.range_ms
         w.at_ms, w.first, w.second = grid.steps[step], grid.first[step], grid.second[step]
-        w.offset, w.absent = low, False
-        result = function(series.times + low, series.values + low, high - low, w)
+        w.change, w.absent = changes[step] if changes != NULL else 0, False
+        result = function(clean.samples.times + low, clean.samples.values + low, high - low, w)
         if not w.absent:
             out[step] = result
             present[step] = 1
@@ -703,19 +757,27 @@ def over_time(
     cdef Window w
     cdef Py_ssize_t s
     cdef int failed = 0
+    cdef Span *spans = <Span *>malloc(grid.count * sizeof(Span))
+    cdef double *changes = <double *>malloc(grid.count * sizeof(double)) if counter else NULL
     found_values = np.zeros((batch.count, grid.count))
     found_present = np.zeros((batch.count, grid.count), np.bool_)
     cdef double[:, ::1] out = found_values
     cdef uint8_t[:, ::1] present = found_present.view(np.uint8)
     w.range_s = <double>range_ms / 1000
+    failed = spans == NULL or (counter and changes == NULL)
     with nogil:
         for s in range(batch.count):
-            failed = prepare(&batch.series[s], &clean, &w, counter, sorter)
-            if not failed:
-                walk(function, &clean.samples, &grid, &w, &out[s, 0], &present[s, 0])
-            dismiss(&clean, &w)
             if failed:
                 break
+            failed = prepare(&batch.series[s], &clean, &w, counter, sorter)
+            if not failed:
+                find_spans(&clean.samples, &grid, spans)
+                if counter:
+                    find_changes(&clean, spans, grid.count, changes)
+                walk(function, &clean, &grid, &w, spans, changes, &out[s, 0], &present[s, 0])
+            dismiss(&clean, &w)
+    free(spans)
+    free(changes)
     if failed:
         raise MemoryError
     return found_values, found_present
