@@ -15,9 +15,10 @@ from siltstone.clock import SYSTEM_CLOCK
 from siltstone.config import KIB, MIB
 from siltstone.log.arena import Arena
 from siltstone.log.device import Device, MemoryDevice
-from siltstone.log.log import Log, log_sections
+from siltstone.log.device_io import DeviceHandle
+from siltstone.log.layout import log_sections
+from siltstone.log.log_face import Log
 from siltstone.log.superblock import FIRST_DATA_OFFSET
-from siltstone.log.workers import DeviceHandle
 from siltstone.serve.control import Control, ItemInfo, SegmentInfo
 from siltstone.serve.memcache import Session
 from siltstone.serve.settings import Settings

@@ -7,7 +7,8 @@ from siltstone.cache.engine import CacheEngine, cache_section_bytes, geometry
 from siltstone.cache.face import Face
 from siltstone.log.arena import Arena
 from siltstone.log.device import MemoryDevice
-from siltstone.log.log import Log, log_sections
+from siltstone.log.layout import log_sections
+from siltstone.log.log_face import Log
 
 SECTION_CACHE = 1
 STARTED_MS = 1_700_000_000_000

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 from siltstone.log.device import Device
+from siltstone.log.device_io import DeviceHandle
 from siltstone.log.superblock import FIRST_DATA_OFFSET, Superblock, newest
-from siltstone.log.workers import DeviceHandle
 
 HEADER_SLOT = 0xFFFFFFFF
 SECTOR = 512

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from siltstone.log.arena import Arena
 from siltstone.log.device import Device, MemoryDevice
+from siltstone.log.layout import log_sections
 from siltstone.log.livemap import LiveMap
-from siltstone.log.log import Log, log_sections
+from siltstone.log.log_face import Log
 
 BLOCK = 4096
 OK, NO_BUFFER, NO_SEGMENT, TOO_LARGE, GONE = 0, 1, 2, 3, 4

@@ -58,7 +58,7 @@ SEAMS = {
     "log/device.py",
     "log/foreign.py",
     "log/machine.py",
-    "log/workers.pyx",
+    "log/device_io.pyx",
     "log/arena.pyx",
     "clock.py",
 }

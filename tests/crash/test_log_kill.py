@@ -16,7 +16,7 @@ from logrig import BLOCK, BUSY, GONE, IO, NO_BUFFER, NO_SEGMENT, OK, arena_for
 from siltstone import errors
 from siltstone.log.device import FileDevice
 from siltstone.log.livemap import LiveMap
-from siltstone.log.log import Log
+from siltstone.log.log_face import Log
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 

@@ -27,7 +27,7 @@ from logrig import (
 
 from siltstone import errors
 from siltstone.log.device import MemoryDevice
-from siltstone.log.log import Log
+from siltstone.log.log_face import Log
 
 
 def test_the_first_record_stands_behind_both_headers() -> None:

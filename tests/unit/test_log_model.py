@@ -12,7 +12,7 @@ from logrig import BLOCK, BUSY, GONE, NO_BUFFER, NO_SEGMENT, NOTHING, OK, small_
 
 from siltstone.log.device import MemoryDevice
 from siltstone.log.livemap import LiveMap
-from siltstone.log.log import Log
+from siltstone.log.log_face import Log
 from siltstone.log.recovery import recover
 from siltstone.log.scan import PythonFound
 

@@ -14,7 +14,7 @@ from logrig import BLOCK, OK, put, small_log
 from siltstone import errors
 from siltstone.log.device import Device, FileDevice, MemoryDevice, open_live_map
 from siltstone.log.livemap import LiveMap, live_map_bytes
-from siltstone.log.log import Log
+from siltstone.log.log_face import Log
 from siltstone.log.recovery import Recovery, recover
 from siltstone.log.scan import PythonFound
 

@@ -13,7 +13,8 @@ from reference import log_format
 
 from siltstone import errors
 from siltstone.log.device import FileDevice, MemoryDevice
-from siltstone.log.log import Log, log_section_bytes, log_sections
+from siltstone.log.layout import log_section_bytes, log_sections
+from siltstone.log.log_face import Log
 
 
 def test_a_stream_bound_to_files_uses_their_segments_only(tmp_path: Path) -> None:

@@ -48,9 +48,10 @@ from siltstone.log.device import (
     remove_files,
 )
 from siltstone.log.directory import check_free_for, make_directory
+from siltstone.log.layout import log_sections
 from siltstone.log.livemap import LiveMap, live_map_bytes
 from siltstone.log.lockfile import LockFile, holder_text
-from siltstone.log.log import Log, log_sections
+from siltstone.log.log_face import Log
 from siltstone.log.machine import boot_id, free_bytes, refuse_network_file_system
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from siltstone.cache.shard cimport cache_t
 from siltstone.log.arena cimport Arena
-from siltstone.log.log cimport Log
+from siltstone.log.log_face cimport Log
 
 cdef enum cache_status_t:
     CACHE_OK = 0            # stored, deleted, touched, changed: the operation was done

@@ -27,7 +27,8 @@ from siltstone.log.arena cimport (
     frames_free, frames_trim, lock_init, lock_timeouts, process_t, section,
 )
 from siltstone.log.atomics cimport add64, cas64, cpu_pause, fence_acquire, load64
-from siltstone.log.log cimport LOG_ALIGNMENT, Log
+from siltstone.log.log_face cimport Log
+from siltstone.log.log cimport LOG_ALIGNMENT
 
 from siltstone import errors
 

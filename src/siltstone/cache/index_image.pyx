@@ -31,7 +31,8 @@ from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport SECTION_TAGS, section
 from siltstone.log.checksum cimport crc32c
 from siltstone.log.livemap cimport LiveMap
-from siltstone.log.log cimport LOG_ALIGNMENT, LOG_RECORD_HEADER, Log, log_dead
+from siltstone.log.log_face cimport Log
+from siltstone.log.log cimport LOG_ALIGNMENT, LOG_RECORD_HEADER, log_dead
 from siltstone.log.scan cimport (
     Found, segment_memory_t, segment_recall, segment_remember,
 )

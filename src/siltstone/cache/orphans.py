@@ -22,8 +22,8 @@ from siltstone.log.device import (
     open_lock_file,
     remove_files,
 )
+from siltstone.log.device_io import read_at, write_at
 from siltstone.log.lockfile import LockFile
-from siltstone.log.workers import read_at, write_at
 
 NOTE_OFFSET: Final = 2048  # of an arena file: behind the arena's header, before its sections
 NOTE_BYTES: Final = 2048

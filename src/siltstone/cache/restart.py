@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from siltstone.cache.attachment import Attachment
     from siltstone.cache.engine import CacheEngine
     from siltstone.log.livemap import LiveMap
-    from siltstone.log.log import Log
+    from siltstone.log.log_face import Log
 
 logger = logging.getLogger("siltstone.cache")
 

@@ -6,9 +6,7 @@ A *frame* is the unit that a shard owns. Truth about ownership is the descriptor
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
+from siltstone.log.pthread cimport pthread_mutex_t
 
 cdef enum:
     ARENA_LAYOUT_VERSION = 2

@@ -10,6 +10,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from siltstone.log.atomics cimport cpu_pause, load32_relaxed, store32_relaxed
+from siltstone.log.pthread cimport (PTHREAD_MUTEX_ROBUST, PTHREAD_PROCESS_SHARED,
+                                    pthread_mutex_consistent, pthread_mutex_init, pthread_mutex_t,
+                                    pthread_mutex_trylock, pthread_mutex_unlock,
+                                    pthread_mutexattr_destroy, pthread_mutexattr_init,
+                                    pthread_mutexattr_setpshared, pthread_mutexattr_setrobust,
+                                    pthread_mutexattr_t)
 
 import contextlib
 import mmap
@@ -20,20 +26,6 @@ from siltstone import errors
 
 cdef extern from "<errno.h>" nogil:
     int EOWNERDEAD
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutexattr_t:
-        pass
-    int PTHREAD_PROCESS_SHARED
-    int PTHREAD_MUTEX_ROBUST
-    int pthread_mutexattr_init(pthread_mutexattr_t *)
-    int pthread_mutexattr_destroy(pthread_mutexattr_t *)
-    int pthread_mutexattr_setpshared(pthread_mutexattr_t *, int)
-    int pthread_mutexattr_setrobust(pthread_mutexattr_t *, int)
-    int pthread_mutex_init(pthread_mutex_t *, pthread_mutexattr_t *)
-    int pthread_mutex_trylock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_mutex_consistent(pthread_mutex_t *)
 
 cdef extern from *:
     """

@@ -13,11 +13,7 @@ from siltstone.log.log cimport LOG_OK, part_t
 from siltstone.log.ordered cimport (GROUP_ENTERED, ORDERED_CHECKPOINT_PART, ORDERED_GROUPS_MAX,
                                     ORDERED_URGENT, SEGMENT_SEALED, append_locked, hand_over,
                                     ordered_segment_t, ordered_t)
-from siltstone.log.workers cimport pthread_mutex_t
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
+from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 
 cdef enum:
     PART_SIZE = 8 + 4           # id 0 and number 0: checkpoint.py draws it

@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from siltstone.log.atomics cimport add64
+from siltstone.log.device_io cimport device_write
 from siltstone.log.format cimport (RUN_HEADER_SIZE, SEGMENT_HEADER_SIZE, SLOT_NONE,
                                    run_header_finish, run_header_offset, run_header_t,
                                    segment_header_finish, segment_header_t)
@@ -21,12 +22,7 @@ from siltstone.log.ordered cimport (ORDERED_AHEAD, ORDERED_STREAM, ORDERED_URGEN
                                     SEGMENT_AFTER_CUT, SEGMENT_AHEAD, SEGMENT_FREE, SEGMENT_OPEN,
                                     SEGMENT_SEALED, SEGMENT_TAKEN, ordered_buffer_t,
                                     ordered_segment_t, ordered_t)
-from siltstone.log.workers cimport device_write, pthread_cond_t, pthread_mutex_t
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_cond_broadcast(pthread_cond_t *)
+from siltstone.log.pthread cimport pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock
 
 cdef enum:
     ZERO_BYTES = 1 << 16

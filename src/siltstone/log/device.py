@@ -4,7 +4,7 @@ A device is one or more files, or memory, cut into segments; segment *slots* are
 over the files until each file's own count is used up. Opening checks who the file belongs to
 (superblock), that nobody else has it (fcntl lock) and that it is whole; every refusal says which
 file, what was expected and what was found. After opening, data moves through `handle`
-(log/workers.pyx). Called by the control plane, on any thread; opening and closing are serialised.
+(log/device_io.pyx). Called by the control plane, on any thread; opening and closing are serialised.
 
 fcntl locks belong to a process and fall when *any* descriptor of the file is closed, so that a
 process opens a file once: `_open_files` holds that one descriptor. They are not inherited by fork.
@@ -33,13 +33,13 @@ from siltstone.errors import (
     WrongFormat,
 )
 from siltstone.log import superblock as superblocks
+from siltstone.log.device_io import DeviceHandle, punch_hole
 from siltstone.log.lockfile import LockFile, OpenFile, holder_text, lock_bytes, lock_holder
 from siltstone.log.machine import boot_id
 from siltstone.log.slots import SEGMENTS_MAX, check_segment_bytes, deal, segments_in
 from siltstone.log.superblock import FIRST_DATA_OFFSET, Superblock
-from siltstone.log.workers import DeviceHandle, punch_hole
 
-HEADER_SLOT = 0xFFFFFFFF  # DEVICE_HEADER of workers.pxd: file 0's header area
+HEADER_SLOT = 0xFFFFFFFF  # DEVICE_HEADER of device_io.pxd: file 0's header area
 BLOCK = 4096
 
 StrPath = str | os.PathLike[str]

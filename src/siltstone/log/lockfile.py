@@ -17,7 +17,7 @@ from typing import Self
 
 from siltstone.clock import SYSTEM_CLOCK, Clock
 from siltstone.errors import Busy, Closed, Locked
-from siltstone.log.workers import read_at, write_at
+from siltstone.log.device_io import read_at, write_at
 
 
 @dataclasses.dataclass

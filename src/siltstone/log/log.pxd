@@ -6,10 +6,7 @@ no system call, so they may be called inside a shard lock; reading, writing and 
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from siltstone.log.arena cimport Arena
-from siltstone.log.livemap cimport LiveMap
 from siltstone.log.state cimport log_t      # the process's own handle; fields are the log's own
-from siltstone.log.workers cimport DeviceHandle
 
 cdef enum log_result_t:
     LOG_OK = 0
@@ -101,15 +98,3 @@ cdef int log_read_segment(log_t *log, uint32_t slot, uint64_t version, char *ima
 cdef int log_next(log_t *log, uint64_t version, uint32_t slot, const char *image, uint64_t *cursor,
                   uint64_t *position, uint8_t *kind, const char **payload,
                   uint32_t *size) noexcept nogil
-
-cdef class Log:
-    """The log over an arena and a device; engines take `c_log`."""
-    cdef log_t *c_log
-    cdef log_t _log
-    cdef readonly Arena arena
-    cdef readonly object device
-    cdef readonly LiveMap live_map
-    cdef DeviceHandle _handle
-    cdef int _open(self, Arena arena, object device, LiveMap live_map,
-                   object process_slot) except -1
-    cdef int _note_files(self) except -1

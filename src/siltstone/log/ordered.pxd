@@ -6,9 +6,11 @@ waits at most `wait_ms` for a buffer, sync() as long for older reservations, the
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
+from siltstone.log.device_io cimport device_t
+from siltstone.log.latency cimport latency_t
 from siltstone.log.log cimport part_t
-from siltstone.log.workers cimport (device_t, job_t, latency_t, pool_t, pthread_cond_t,
-                                    pthread_mutex_t)
+from siltstone.log.pthread cimport pthread_cond_t, pthread_mutex_t
+from siltstone.log.workers cimport job_t, pool_t
 
 cdef enum:
     ORDERED_BUFFERS_MAX = 16

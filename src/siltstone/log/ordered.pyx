@@ -23,23 +23,18 @@ from siltstone.log.atomics cimport add64
 from siltstone.log.chain cimport (CHAIN_FULL, CHAIN_NOT_READY, chain_find, chain_open,
                                   chain_prepare, chain_run_header, chain_wants_preparing)
 from siltstone.log.checksum cimport crc32c
+from siltstone.log.device_io cimport device_sync, device_t, device_write
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_PAD, RECORD_SIZE_MIN, RUN_HEADER_SIZE,
                                    SEGMENT_HEADER_SIZE, SLOT_NONE, record_bytes, record_checksum,
                                    record_header_t, record_word)
+from siltstone.log.latency cimport latency_add, now_ns
 from siltstone.log.log cimport (LOG_BUSY, LOG_FAILED, LOG_GONE, LOG_NO_SEGMENT, LOG_OK,
                                 LOG_TOO_LARGE, part_t)
-from siltstone.log.workers cimport (device_sync, device_t, device_write, job_t, latency_add,
-                                    mutex_init_spinning, now_ns, pool_submit, pool_t,
-                                    pthread_cond_t, pthread_mutex_t)
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_cond_destroy(pthread_cond_t *)
-    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
-    int pthread_cond_broadcast(pthread_cond_t *)
-    int pthread_cond_signal(pthread_cond_t *)
+from siltstone.log.pthread cimport (mutex_init_spinning, pthread_cond_broadcast,
+                                    pthread_cond_destroy, pthread_cond_signal, pthread_cond_t,
+                                    pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_lock,
+                                    pthread_mutex_t, pthread_mutex_unlock)
+from siltstone.log.workers cimport job_t, pool_submit, pool_t
 
 cdef extern from *:
     """

@@ -31,6 +31,7 @@ from siltstone.log.capture cimport capture_free, capture_t, capture_take
 from siltstone.log.chain cimport (chain_claim, chain_enter, chain_find, chain_leave, chain_room,
                                   chain_take)
 from siltstone.log.checksum cimport crc32c
+from siltstone.log.device_io cimport DeviceHandle
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, SLOT_NONE, record_bytes, record_checksum,
                                    record_header_t, word_kind, word_size)
 from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_FAILED, LOG_GONE, LOG_NOTHING,
@@ -47,13 +48,8 @@ from siltstone.log.ordered cimport (GROUP_ENTERED, GROUP_ID_SIZE, ORDERED_BUFFER
                                     ordered_roll, ordered_segment_t, ordered_stable, ordered_stop,
                                     ordered_sync, ordered_written)
 from siltstone.log.ordered_read cimport ordered_read
-from siltstone.log.workers cimport (DeviceHandle, WorkerPool, pool_t, pthread_cond_t,
-                                    pthread_mutex_t)
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_cond_broadcast(pthread_cond_t *)
+from siltstone.log.pthread cimport pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock
+from siltstone.log.workers cimport WorkerPool, pool_t
 
 cdef enum:
     BUFFER_BYTES = 1 << 18

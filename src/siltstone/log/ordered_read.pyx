@@ -9,17 +9,14 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from siltstone.log.chain cimport chain_find
+from siltstone.log.device_io cimport DEVICE_NOWAIT, device_read
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_PAD, record_check, record_header_t,
                                    word_kind, word_size)
 from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_GONE, LOG_IO, LOG_NOTHING, LOG_NOWAIT,
                                 LOG_OK, LOG_SHORT, LOG_WOULD_BLOCK)
 from siltstone.log.ordered cimport (ORDERED_RESERVATIONS_MAX, buffer_of, ordered_buffer_t,
                                     ordered_t)
-from siltstone.log.workers cimport DEVICE_NOWAIT, device_read, pthread_mutex_t
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
+from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 
 
 cdef int read_buffer(ordered_t *stream, ordered_buffer_t *buffer, uint64_t position, char *out,

@@ -12,7 +12,7 @@ import concurrent.futures
 import dataclasses
 from collections.abc import Callable
 
-from siltstone.log.log import Log
+from siltstone.log.log_face import Log
 from siltstone.log.scan import Found, PythonFound, adopt_segments, drop_empty, scan_segment
 
 

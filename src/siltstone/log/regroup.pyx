@@ -13,12 +13,12 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from siltstone.log.checksum cimport crc32c
+from siltstone.log.device_io cimport device_read
 from siltstone.log.format cimport RECORD_HEADER_SIZE, RECORD_PAD, record_bytes
 from siltstone.log.ordered cimport (COMMIT_SIZE, GROUP_ID_SIZE, ORDERED_COMMIT, ORDERED_GROUPED,
                                     ORDERED_KIND_MAX, ordered_dead, ordered_live, ordered_t)
 from siltstone.log.ordered_log cimport OrderedLog
 from siltstone.log.replay cimport WALK_RECORD, Walk, walk_next, walk_t
-from siltstone.log.workers cimport device_read
 
 cdef enum:
     STOPPED = 100               # the engine refused a record

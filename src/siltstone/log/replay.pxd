@@ -1,7 +1,7 @@
 """Walking an ordered stream's chain of segments, record by record. See replay.pyx."""
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
-from siltstone.log.workers cimport DeviceHandle, device_t
+from siltstone.log.device_io cimport DeviceHandle, device_t
 
 cdef enum walk_event_t:
     WALK_END = 0            # the stream ends at `position`

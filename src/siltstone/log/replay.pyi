@@ -1,6 +1,6 @@
 from typing import Any
 
-from siltstone.log.workers import DeviceHandle
+from siltstone.log.device_io import DeviceHandle
 
 class Walk:
     REASONS: tuple[str, ...]

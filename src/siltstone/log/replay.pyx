@@ -15,13 +15,13 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from siltstone.log.checksum cimport crc32c
+from siltstone.log.device_io cimport DeviceHandle, device_read
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_PAD, RECORD_SIZE_MIN, RUN_ALIGNMENT,
                                    RUN_HEADER_SIZE, RUN_MAGIC, SEGMENT_HEADER_SIZE, SLOT_NONE,
                                    record_bytes, record_check, record_header_t, run_first_record,
                                    run_header_offset, run_header_t, run_header_valid,
                                    segment_header_t, segment_header_valid, word_kind)
 from siltstone.log.ordered cimport SEGMENT_AFTER_CUT
-from siltstone.log.workers cimport DeviceHandle, device_read
 
 cdef enum:
     RECORD_STEP = 16

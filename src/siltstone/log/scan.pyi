@@ -1,6 +1,6 @@
 from collections.abc import Callable
 
-from siltstone.log.log import Log
+from siltstone.log.log_face import Log
 
 class Found:
     def finished(self) -> None: ...

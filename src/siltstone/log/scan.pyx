@@ -11,10 +11,11 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from siltstone.log.atomics cimport load64, store32, store64
+from siltstone.log.device_io cimport device_read
 from siltstone.log.format cimport (
     RUN_ALIGNMENT, SEGMENT_HEADER_SIZE, record_bytes, segment_header_t, segment_header_valid)
 from siltstone.log.livemap cimport live_set, live_test
-from siltstone.log.log cimport Log
+from siltstone.log.log_face cimport Log
 from siltstone.log.segments cimport (
     live_owner, segments_adopt, segments_clear_live, segments_count_live, segments_lock,
     segments_retire, segments_unlock)
@@ -23,7 +24,6 @@ from siltstone.log.state cimport (
     STAT_DEVICE_READS, STAT_READ_ERRORS, STAT_SEGMENTS_FREED, count, log_t, segment_t,
     tail_offset, tail_word)
 from siltstone.log.walk cimport walk_next, walk_t
-from siltstone.log.workers cimport device_read
 
 from siltstone import errors
 

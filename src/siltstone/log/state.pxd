@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from siltstone.log.arena cimport arena_t, lock_t
 from siltstone.log.atomics cimport add64
-from siltstone.log.workers cimport device_t
+from siltstone.log.device_io cimport device_t
 
 cdef extern from *:
     """

@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from siltstone.log.log cimport part_t
 from siltstone.log.ordered_log cimport OrderedLog
-from siltstone.log.workers cimport pthread_mutex_t
+from siltstone.log.pthread cimport pthread_mutex_t
 
 cdef enum:
     HEAD_SAMPLES = 256          # a series' head: 16 bytes each, 4 KiB

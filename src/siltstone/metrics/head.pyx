@@ -26,14 +26,9 @@ from siltstone.errors import Closed, ForkedProcess, InvalidValue, KeyMissing
 from siltstone.log.format cimport record_bytes
 from siltstone.log.log cimport LOG_NO_SEGMENT, LOG_OK
 from siltstone.log.ordered cimport ordered_append, ordered_dead, ordered_payload_max
+from siltstone.log.pthread cimport (pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+                                    pthread_mutex_trylock, pthread_mutex_unlock)
 from siltstone.metrics.smallchunk cimport SMALL_CODEC, small_bound, small_encode, small_even
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, const void *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_trylock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 cdef enum:
     BATCH_BYTES = 1 << 16

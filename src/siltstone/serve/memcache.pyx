@@ -22,9 +22,8 @@ from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
 from siltstone.cache.engine cimport CACHE_FOUND, CACHE_IO, CACHE_MISS, CacheEngine, record_free
 from siltstone.log.atomics cimport add64, load64_relaxed, store64_relaxed
-from siltstone.log.workers cimport (
-    Completions, WorkerPool, completions_take, job_t, now_ns, pool_submit,
-)
+from siltstone.log.latency cimport now_ns
+from siltstone.log.workers cimport Completions, WorkerPool, completions_take, job_t, pool_submit
 from siltstone.serve.classic cimport put_parked_value, run_classic, run_get, run_keys
 from siltstone.serve.meta cimport put_parked_meta, run_meta
 from siltstone.serve.request cimport (

@@ -11,22 +11,20 @@ from libc.string cimport memcpy, memset
 
 from siltstone.log.chain cimport chain_prepare
 from siltstone.log.format cimport SLOT_NONE, record_bytes
+from siltstone.log.latency cimport now_ns
 from siltstone.log.log cimport LOG_BUSY, LOG_FAILED, LOG_OK, LOG_TOO_LARGE, part_t
 from siltstone.log.ordered cimport (GROUP_ID_SIZE, ORDERED_URGENT, group_t, ordered_append,
                                     ordered_buffer_t, ordered_flush, ordered_group_abandon,
                                     ordered_group_append, ordered_group_commit,
                                     ordered_payload_max, ordered_t)
-from siltstone.log.workers cimport now_ns, pthread_cond_t, pthread_mutex_t
+from siltstone.log.pthread cimport (pthread_cond_t, pthread_mutex_lock, pthread_mutex_t,
+                                    pthread_mutex_unlock)
 from siltstone.store.compression cimport compress, compress_bound
 from siltstone.store.state cimport (KIND_BASE, KIND_LINK, KIND_MORE, KIND_MOVED, MORE_HEADER_SIZE,
                                     NOTE_SIZE, PAGES_LARGE, PAGES_LOG, PAGES_OK, PAGES_WAIT,
                                     PAGE_HEADER_SIZE, entry_t, pages_t, place_t)
 from siltstone.store.table cimport (block_touch, entry_replace_places, entry_room, places_dead,
                                     scratch_room)
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 cdef extern from *:
     """

@@ -15,22 +15,16 @@ from siltstone.log.log cimport (LOG_CORRUPT, LOG_NOTHING, LOG_NOWAIT, LOG_OK, LO
                                 LOG_WOULD_BLOCK)
 from siltstone.log.ordered cimport GROUP_ID_SIZE, ORDERED_GROUPED
 from siltstone.log.ordered_read cimport ordered_read
-from siltstone.log.workers cimport job_t, pool_submit, pthread_cond_t, pthread_mutex_t
+from siltstone.log.pthread cimport (pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
+                                    pthread_cond_t, pthread_cond_wait, pthread_mutex_destroy,
+                                    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+                                    pthread_mutex_unlock)
+from siltstone.log.workers cimport job_t, pool_submit
 from siltstone.store.compression cimport decompress
 from siltstone.store.state cimport (KIND_BASE, KIND_LINK, KIND_MORE, KIND_MOVED, KIND_TABLE,
                                     MORE_HEADER_SIZE, NOTE_SIZE, PAGES_CORRUPT, PAGES_LOG,
                                     PAGES_OK, PAGE_HEADER_SIZE, TABLE_HEADER_SIZE, WORD_NOTE,
                                     pages_t, place_t)
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, const void *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_cond_init(pthread_cond_t *, const void *)
-    int pthread_cond_destroy(pthread_cond_t *)
-    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
-    int pthread_cond_signal(pthread_cond_t *)
 
 cdef struct batch_t:
     pthread_mutex_t lock

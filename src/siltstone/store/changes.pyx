@@ -17,7 +17,7 @@ from libc.string cimport memset
 from posix.unistd cimport usleep
 
 from siltstone.errors import Closed, Conflict, KeyMissing, TooLarge
-from siltstone.log.workers cimport now_ns
+from siltstone.log.latency cimport now_ns
 from siltstone.store.blob cimport BLOB_REFERENCE_MAX, blob_write
 from siltstone.store.edits cimport edit_t, edits_sort
 from siltstone.store.page cimport KEY_SIZE_MAX, RECORD_BLOB

@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from siltstone.log.chain cimport chain_find
-from siltstone.log.workers cimport pthread_mutex_t
+from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from siltstone.store.append cimport places_bytes
 from siltstone.store.chainread cimport chain_node
 from siltstone.store.pagecache cimport pages_lock, pages_unlock
@@ -16,10 +16,6 @@ from siltstone.store.resident cimport block_load
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, PAGES_ABSENT, PAGES_MISS, PAGES_OK,
                                     PAGE_LIVE, block_t, entry_t, pages_t, place_t, version_t)
 from siltstone.store.table cimport entry_place, entry_take_places, page_entry
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 
 cdef bint add_place(pages_t *pages, const place_t *place, uint64_t *sums) noexcept nogil:

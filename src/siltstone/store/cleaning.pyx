@@ -17,6 +17,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from siltstone.log.atomics cimport load64_relaxed
+from siltstone.log.device_io cimport device_read
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_SIZE_MIN, RUN_ALIGNMENT,
                                    RUN_HEADER_SIZE, record_bytes, record_check, record_header_t,
                                    run_first_record, run_header_offset, run_header_t,
@@ -24,7 +25,7 @@ from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_SIZE_MIN, RUN_ALIG
 from siltstone.log.log cimport LOG_IO, part_t
 from siltstone.log.ordered cimport (GROUP_ID_SIZE, ORDERED_GROUPED, ORDERED_GROUPS_MAX,
                                     ORDERED_URGENT, SEGMENT_SEALED, ordered_segment_t)
-from siltstone.log.workers cimport device_read, pthread_mutex_t
+from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from siltstone.store.append cimport append_ready, append_record, append_wait, page_rewrite
 from siltstone.store.pagecache cimport pages_lock, pages_unlock
 from siltstone.store.resident cimport block_load, pages_load
@@ -34,10 +35,6 @@ from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_BASE, KIND_L
                                     PAGE_LIVE, block_t, entry_t, pages_counters_t, pages_t, place_t)
 from siltstone.store.table cimport (block_save, block_touch, entry_place, entry_replace_places,
                                     page_entry)
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 
 # Which segment -----------------------------------------------------------------------------------

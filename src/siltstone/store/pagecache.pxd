@@ -21,7 +21,8 @@ from siltstone.log.capture cimport capture_t
 from siltstone.log.log cimport part_t
 from siltstone.log.ordered cimport group_t, ordered_t
 from siltstone.log.ordered_log cimport OrderedLog
-from siltstone.log.workers cimport pool_t, pthread_mutex_t
+from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_trylock, pthread_mutex_unlock
+from siltstone.log.workers cimport pool_t
 # Engines cimport all of these from here.
 from siltstone.store.append cimport append_ready, append_wait, pages_fragment_max
 from siltstone.store.commit cimport (change_abandon, change_allocate, change_append, change_base,
@@ -41,11 +42,6 @@ from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_A
                                     snapshot_t, version_t)
 from siltstone.store.table cimport page_entry
 from siltstone.store.versions cimport pages_snapshot_close, pages_snapshot_open
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_trylock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 
 # The lock ----------------------------------------------------------------------------------------

@@ -31,8 +31,9 @@ from siltstone.log.atomics cimport load64_relaxed
 from siltstone.log.capture cimport capture_t, capture_take
 from siltstone.log.log cimport LOG_CORRUPT, LOG_GONE, LOG_OK
 from siltstone.log.ordered cimport ordered_sync
+from siltstone.log.pthread cimport mutex_init_spinning, pthread_atfork, pthread_mutex_destroy
 from siltstone.log.regroup cimport Visitor
-from siltstone.log.workers cimport WorkerPool, mutex_init_spinning, pthread_mutex_t
+from siltstone.log.workers cimport WorkerPool
 from siltstone.store.check cimport (CHECK_COUNTS, CHECK_LIVE, CHECK_LOST, page_check, table_check)
 from siltstone.store.cleaning cimport (clean_while_due, segment_clean, space_excess, space_t,
                                        space_take, space_victim)
@@ -44,10 +45,6 @@ from siltstone.store.table cimport block_save, entries_free
 from siltstone.log.openers import Reader, Writer
 from siltstone.store.report import Report
 from siltstone.store.upkeep import Upkeep
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_atfork(void (*prepare)(), void (*parent)(), void (*child)())
 
 cdef extern from *:
     """

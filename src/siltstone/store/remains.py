@@ -19,9 +19,9 @@ from siltstone.log import superblock as superblocks
 from siltstone.log.checkpoint import COUNT, GROUP, SEGMENT, Collector
 from siltstone.log.checkpoint import PART as PART_HEAD
 from siltstone.log.device import HEADER_SLOT, Device
+from siltstone.log.device_io import DeviceHandle
 from siltstone.log.foreign import ForeignFile
 from siltstone.log.superblock import FIRST_DATA_OFFSET, Superblock
-from siltstone.log.workers import DeviceHandle
 from siltstone.store.salvage import header_in, scan_segment
 
 BASE, MORE, LINK, FREE, ROOT, IDS, MOVED = 1, 2, 3, 4, 5, 6, 8  # kinds; docs/pages.md

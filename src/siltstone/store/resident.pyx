@@ -12,7 +12,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
-from siltstone.log.workers cimport job_t, pool_submit, pthread_cond_t, pthread_mutex_t
+from siltstone.log.pthread cimport (pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
+                                    pthread_cond_t, pthread_cond_wait, pthread_mutex_destroy,
+                                    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+                                    pthread_mutex_unlock)
+from siltstone.log.workers cimport job_t, pool_submit
 from siltstone.store.append cimport append_ready
 from siltstone.store.chainread cimport chain_node, table_image
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_ABSENT,
@@ -21,16 +25,6 @@ from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_A
 from siltstone.store.table cimport (block_decode, block_drop, block_install, block_of, block_save,
                                     entries_free, entry_redundant, entry_take_places, page_entry)
 from siltstone.store.versions cimport version_find
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, const void *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_cond_init(pthread_cond_t *, const void *)
-    int pthread_cond_destroy(pthread_cond_t *)
-    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
-    int pthread_cond_signal(pthread_cond_t *)
 
 cdef enum:
     EVICT_STEPS = 1 << 14       # entries that one unlock looks at: about 0.1 ms

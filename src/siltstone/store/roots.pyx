@@ -14,12 +14,8 @@ from siltstone.log.format cimport record_bytes
 from siltstone.log.log cimport LOG_OK, part_t
 from siltstone.log.ordered cimport (ORDERED_URGENT, ordered_append, ordered_dead, ordered_stable,
                                     ordered_sync)
-from siltstone.log.workers cimport pthread_mutex_t
+from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from siltstone.store.state cimport KIND_IDS, PAGES_LOG, PAGES_OK, pages_t, root_t
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 
 cdef int64_t pages_root_find(pages_t *pages, const char *name, uint32_t size) noexcept nogil:

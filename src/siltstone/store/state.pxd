@@ -5,7 +5,8 @@ All of it is guarded by pages_t.lock. Engines see it through pagecache.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from siltstone.log.ordered cimport group_t, ordered_t
-from siltstone.log.workers cimport pool_t, pthread_mutex_t
+from siltstone.log.pthread cimport pthread_mutex_t
+from siltstone.log.workers cimport pool_t
 
 cdef enum pages_result_t:
     PAGES_OK = 0

@@ -20,15 +20,11 @@ from siltstone.log.format cimport record_bytes
 from siltstone.log.log cimport LOG_OK, part_t
 from siltstone.log.ordered cimport (ORDERED_URGENT, ordered_append, ordered_dead,
                                     ordered_payload_max)
-from siltstone.log.workers cimport pthread_mutex_t
+from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_LINK, KIND_TABLE,
                                     PAGES_CORRUPT, PAGES_LOG, PAGES_OK, PAGE_FREE, PAGE_LIVE,
                                     PAGE_RESERVED, PAGE_UNUSED, PID_FIRST, TABLE_HEADER_SIZE,
                                     block_t, entry_t, pages_t, place_t)
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 cdef enum:
     VARINT_MAX = 10

@@ -5,8 +5,6 @@ from typing_extensions import Buffer
 
 from siltstone.log.arena import Arena
 from siltstone.log.device import Device
-from siltstone.log.layout import log_section_bytes as log_section_bytes
-from siltstone.log.layout import log_sections as log_sections
 from siltstone.log.livemap import LiveMap
 
 class Log:
