@@ -31,6 +31,13 @@ def test_without_flash_there_are_no_flash_statistics() -> None:
     assert "write_amplification" not in stats
 
 
+def test_clearing_is_counted() -> None:
+    with siltstone.Cache(ram="4MiB") as cache:
+        cache["k"] = 1
+        cache.clear()
+        assert cache.stats()["cmd_flush"] == 1
+
+
 def test_percentiles_of_a_histogram() -> None:
     assert percentile_us([0, 0, 98, 2], 0.5) == 8
     assert percentile_us([0, 0, 98, 2], 0.99) == 16

@@ -3,7 +3,7 @@
 Each operation first makes a *view* of what is there now (an item in RAM, a flash record that the
 caller has read, or nothing), then says what shall be there. The CAS rule is in one place.
 """
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset
 

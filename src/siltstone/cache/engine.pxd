@@ -186,8 +186,6 @@ cdef enum counter_t:
     COUNT_SEGMENTS_FORGOTTEN = 44
     COUNT_EVICTED_ACTIVE = 45
     COUNT_REINSERTED = 46           # items that eviction kept, because they were hot
-    # 64..119 are the session's own (bytes, connections ...)
-    COUNT_SESSION = 64
 
 
 cdef uint64_t cache_hash(cache_t *cache, const char *key, uint32_t key_size) noexcept nogil

@@ -4,7 +4,7 @@ Owns the rules of every operation; index, items, flash and eviction do the work.
 thread of any process that maps the arena, without the GIL. Lock order: shard, stream, segment
 table, frame pool; nobody holds two shards.
 """
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -631,6 +631,7 @@ cdef class CacheEngine:
         """
         cdef uint64_t *place = &self.cache.arena.header.flush_word
         cdef uint64_t due = max(1, min(due_ms, (1 << 48) - 1)), word = 0
+        count(self.cache, COUNT_CMD_FLUSH, 1)
         flush_epoch(self.cache)         # one that is due already happens, it is not replaced
         word = load64(place)
         while not cas64(place, word, ((word >> 48) << 48) | due):

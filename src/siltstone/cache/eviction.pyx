@@ -6,7 +6,7 @@ the young end of main, the rest goes to flash, or away. A frame that overwrites 
 left mostly dead is emptied first, all its items moved: that costs a copy and evicts nothing.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from siltstone.cache.compaction cimport reclaim
 from siltstone.cache.engine cimport (

@@ -3,7 +3,7 @@
 A value above the log's record size is cut into part records, written first; the item record names
 their positions, so nothing of a value counts before all of it is there.
 """
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
@@ -17,8 +17,8 @@ from siltstone.cache.items cimport (
 )
 from siltstone.cache.shard cimport SLOT_STALE, SLOT_WON, cache_t, count, shard_t
 from siltstone.log.log cimport (
-    LOG_BUSY, LOG_CORRUPT, LOG_GONE, LOG_OK, LOG_RECORD_HEADER, LOG_SHORT, LOG_TOO_LARGE,
-    LOG_WOULD_BLOCK, log_append, log_live, log_read, log_read_hint, log_record_bytes_max, part_t,
+    LOG_CORRUPT, LOG_GONE, LOG_OK, LOG_RECORD_HEADER, LOG_SHORT, LOG_TOO_LARGE, LOG_WOULD_BLOCK,
+    log_append, log_live, log_read, log_read_hint, log_record_bytes_max, part_t,
 )
 
 cdef enum:

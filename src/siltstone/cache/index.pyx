@@ -1,5 +1,5 @@
 """The hash index of a shard (layout and promises: index.pxd)."""
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from siltstone.cache.index cimport PREFETCH_KEYS
@@ -7,11 +7,9 @@ from siltstone.cache.shard cimport (
     DIRECTORY_PAGES, FRAME_INDEX, FRAME_SCRATCH, GROUP_PAGES_MAX, GROUP_TABLE_PAGES,
     INDEX_PAGE_BYTES, PAGE_SLOTS, SLOT_EMPTY, SLOT_RAM, cache_t, group_t, hash40_of, root_of,
     shard_of, shard_t, slot_hash40, slot_hash_high, slot_hash_low, slot_kind, slot_location,
-    slot_matches, slot_t,
+    slot_t,
 )
-from siltstone.log.arena cimport (
-    LOCK_TAKEN, arena_t, frame_address, frame_give, frame_t, frame_take,
-)
+from siltstone.log.arena cimport LOCK_TAKEN, arena_t, frame_address, frame_give, frame_take
 from siltstone.log.atomics cimport fence_release, load32_relaxed, store32
 
 cdef enum:

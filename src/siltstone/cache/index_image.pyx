@@ -13,7 +13,7 @@ record counts if its live bit is set). Called by cache/restart.py while nobody e
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy
 
 from siltstone.cache.engine cimport CacheEngine, record_t
 from siltstone.cache.eviction cimport purge_group
@@ -31,7 +31,6 @@ from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport SECTION_TAGS, section
 from siltstone.log.checksum cimport crc32c
 from siltstone.log.livemap cimport LiveMap
-from siltstone.log.log_face cimport Log
 from siltstone.log.log cimport LOG_ALIGNMENT, LOG_RECORD_HEADER, log_dead
 from siltstone.log.scan cimport (
     Found, segment_memory_t, segment_recall, segment_remember,

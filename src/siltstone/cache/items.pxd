@@ -74,7 +74,6 @@ cdef inline uint64_t item_offset(cache_t *cache, item_t *item) noexcept nogil:
 cdef item_t *item_new(cache_t *cache, shard_t *shard, int queue, uint32_t reserve, uint8_t flags,
                       uint32_t key_size, uint64_t value_size) noexcept nogil
 cdef void item_free(cache_t *cache, shard_t *shard, item_t *item) noexcept nogil
-cdef uint64_t item_footprint(cache_t *cache, item_t *item) noexcept nogil     # arena bytes
 # Content from `start` on: pointer to the bytes that lie there in one piece; *size = how many.
 cdef char *item_span(cache_t *cache, item_t *item, uint64_t start, uint64_t *size) noexcept nogil
 cdef void item_write(cache_t *cache, item_t *item, uint64_t start, const char *data,

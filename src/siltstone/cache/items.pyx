@@ -4,9 +4,7 @@ from libc.string cimport memcmp, memcpy
 
 from siltstone.cache.items cimport *
 from siltstone.cache.shard cimport FRAME_CLOSED, FRAME_ITEMS, cache_t, queue_t, shard_t
-from siltstone.log.arena cimport (
-    LOCK_TAKEN, arena_t, frame_address, frame_give, frame_t, frame_take,
-)
+from siltstone.log.arena cimport LOCK_TAKEN, frame_address, frame_give, frame_t, frame_take
 from siltstone.log.atomics cimport load32_relaxed, load64_relaxed
 
 cdef enum:
@@ -182,14 +180,6 @@ cdef void item_free(cache_t *cache, shard_t *shard, item_t *item) noexcept nogil
         part.kind = KIND_DEAD_PART
         shard.bytes_used -= size
         _give_up(cache, shard, part, size)
-
-cdef uint64_t item_footprint(cache_t *cache, item_t *item) noexcept nogil:
-    cdef uint64_t total = entry_bytes(<char *>item)
-    cdef uint64_t next = item_link(item).next if item.flags & ITEM_PARTS else 0
-    while next:
-        total += entry_bytes(cache.arena.base + next)
-        next = (<item_part_t *>(cache.arena.base + next)).next
-    return total
 
 cdef uint64_t _piece_copy(cache_t *cache, shard_t *shard, int queue, uint32_t reserve,
                           const char *entry, uint32_t fields, uint32_t here, uint64_t next,

@@ -3,7 +3,7 @@
 The records are written before the shard's lock is taken; the change then links the head record or,
 refused by its rule (add, replace, cas), leaves it dead. Called by cache_execute, any thread.
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from siltstone.cache.engine cimport (

@@ -196,10 +196,6 @@ cdef inline uint64_t slot_hash_low(uint64_t hash40) noexcept nogil:
 cdef inline uint64_t slot_hash_high(uint64_t hash40) noexcept nogil:
     return (hash40 >> 4) << 28
 
-cdef inline bint slot_matches(uint64_t low, uint64_t high, uint64_t hash40) noexcept nogil:
-    return (low & SLOT_HASH_MASK) == slot_hash_low(hash40) and (
-        high & SLOT_HIGH_HASH_MASK) == slot_hash_high(hash40)
-
 cdef inline uint64_t slot_hash40(uint64_t low, uint64_t high) noexcept nogil:
     return ((high >> 28) << 4) | (low >> 60)
 

@@ -3,7 +3,7 @@
 Every change is one atomic word, so that a process killed anywhere leaves a table that is right:
 the clock moves first, an entry is noted next; what was not noted was not acknowledged.
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from siltstone.cache.tags cimport *

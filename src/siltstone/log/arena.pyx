@@ -6,7 +6,7 @@ that dies holding the pool's lock costs nothing, since the free list is rebuilt 
 descriptors. Callable from any thread of any process that maps the arena.
 """
 from libc.errno cimport EBUSY
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from siltstone.log.atomics cimport cpu_pause, load32_relaxed, store32_relaxed

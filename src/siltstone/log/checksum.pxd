@@ -3,5 +3,3 @@ from libc.stdint cimport uint32_t, uint64_t
 
 # The CRC32C of `size` bytes, continuing from `crc` (0 = start): what google_crc32c.extend returns.
 cdef uint32_t crc32c(uint32_t crc, const void *data, uint64_t size) noexcept nogil
-# What crc32c() would be for A + B, from the CRC of A, the CRC of B and the size of B.
-cdef uint32_t crc32c_join(uint32_t first, uint32_t second, uint64_t second_size) noexcept nogil

@@ -165,42 +165,14 @@ cdef extern from *:
     static inline uint32_t silt_crc32c(uint32_t crc, const void *data, uint64_t size) {
         return ~silt_crc_raw(~crc, (const unsigned char *)data, size);
     }
-
-    /* a(x) * b(x) mod the polynomial, bit-reflected: bit 31 is x^0. */
-    static uint32_t silt_crc_multiply(uint32_t a, uint32_t b) {
-        uint32_t product = 0;
-        for (uint32_t bit = (uint32_t)1 << 31; bit; bit >>= 1) {
-            if (a & bit)
-                product ^= b;
-            b = (b >> 1) ^ (b & 1 ? SILT_CRC_POLYNOMIAL : 0);
-        }
-        return product;
-    }
-
-    /* Appending n bytes multiplies what is before them by x^(8n). */
-    static uint32_t silt_crc_join(uint32_t first, uint32_t second, uint64_t size) {
-        uint32_t shift = (uint32_t)1 << 31, power = (uint32_t)1 << 23;     /* x^0, x^8 */
-        for (; size; size >>= 1) {
-            if (size & 1)
-                shift = silt_crc_multiply(shift, power);
-            power = silt_crc_multiply(power, power);
-        }
-        return silt_crc_multiply(first, shift) ^ second;
-    }
     """
     void fill_tables "silt_crc_fill_tables"() noexcept nogil
     int choose "silt_crc_choose"(int hardware) noexcept nogil
     uint32_t c_crc32c "silt_crc32c"(uint32_t crc, const void *data, uint64_t size) noexcept nogil
-    uint32_t c_join "silt_crc_join"(uint32_t first, uint32_t second,
-                                    uint64_t size) noexcept nogil
 
 
 cdef uint32_t crc32c(uint32_t crc, const void *data, uint64_t size) noexcept nogil:
     return c_crc32c(crc, data, size)
-
-
-cdef uint32_t crc32c_join(uint32_t first, uint32_t second, uint64_t second_size) noexcept nogil:
-    return c_join(first, second, second_size)
 
 
 def _crc32c(const unsigned char[::1] data not None, uint32_t crc=0):
@@ -211,11 +183,6 @@ def _crc32c(const unsigned char[::1] data not None, uint32_t crc=0):
         with nogil:
             result = c_crc32c(crc, &data[0], size)
     return result
-
-
-def join(uint32_t first, uint32_t second, uint64_t second_size):
-    """The CRC32C of A + B from those of A and B and the size of B."""
-    return c_join(first, second, second_size)
 
 
 def use_implementation(str name):

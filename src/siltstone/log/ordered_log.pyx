@@ -36,9 +36,9 @@ from siltstone.log.format cimport (RECORD_HEADER_SIZE, SLOT_NONE, record_bytes, 
                                    record_header_t, word_kind, word_size)
 from siltstone.log.log cimport (LOG_BUSY, LOG_CORRUPT, LOG_FAILED, LOG_GONE, LOG_NOTHING,
                                 LOG_NO_SEGMENT, LOG_OK, LOG_SHORT, LOG_TOO_LARGE, part_t)
-from siltstone.log.ordered cimport (GROUP_ENTERED, GROUP_ID_SIZE, ORDERED_BUFFERS_MAX,
+from siltstone.log.ordered cimport (GROUP_ID_SIZE, ORDERED_BUFFERS_MAX,
                                     ORDERED_CHECKPOINT_END, ORDERED_CHECKPOINT_PART,
-                                    ORDERED_GROUPED, ORDERED_GROUPS_MAX, ORDERED_KIND_MAX,
+                                    ORDERED_GROUPED, ORDERED_KIND_MAX,
                                     ORDERED_URGENT, SEGMENT_AHEAD, SEGMENT_FREE, SEGMENT_OPEN,
                                     SEGMENT_SEALED, SEGMENT_TAKEN, ordered_abort, ordered_append,
                                     ordered_buffer_t, ordered_complete, ordered_dead, ordered_end,

@@ -7,11 +7,11 @@ stop between two keys. Called by the session's loop in memcache.pyx, without the
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from siltstone.cache.engine cimport (
-    CACHE_EXISTS, CACHE_FLASH, CACHE_FOUND, CACHE_IO, CACHE_MISS, CACHE_NO_MEMORY,
-    CACHE_NOT_STORED, CACHE_OK, CACHE_TOO_LARGE, CACHE_WOULD_BLOCK, COUNT_STORE_NO_MEMORY,
-    COUNT_STORE_TOO_LARGE, OP_ADD, OP_APPEND, OP_DECR, OP_DELETE, OP_INCR, OP_META_GET,
-    OP_PREPEND, OP_REPLACE, OP_SET, OP_TOUCH, OPT_CAS, OPT_TOUCH, OPT_WANT_VALUE, cache_copy,
-    cache_count, cache_fetch, cache_find, cache_found, cache_hash, cache_prefetch, meta_t, read_t,
+    CACHE_FLASH, CACHE_FOUND, CACHE_IO, CACHE_MISS, CACHE_NO_MEMORY, CACHE_OK, CACHE_TOO_LARGE,
+    CACHE_WOULD_BLOCK, COUNT_STORE_NO_MEMORY, COUNT_STORE_TOO_LARGE, OP_ADD, OP_APPEND, OP_DECR,
+    OP_DELETE, OP_INCR, OP_META_GET, OP_PREPEND, OP_REPLACE, OP_SET, OP_TOUCH, OPT_CAS,
+    OPT_TOUCH, OPT_WANT_VALUE, cache_copy, cache_count, cache_fetch, cache_find, cache_found,
+    cache_hash, cache_prefetch, meta_t, read_t,
 )
 from siltstone.log.log cimport LOG_NOWAIT
 from siltstone.serve.request cimport (

@@ -16,8 +16,8 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
 from siltstone.cache.engine cimport CACHE_FOUND, CACHE_IO, CACHE_MISS, CacheEngine, record_free
@@ -29,7 +29,7 @@ from siltstone.serve.meta cimport put_parked_meta, run_meta
 from siltstone.serve.request cimport (
     KEYS_GET, KEYS_NONE, PARKED_META, PARKED_RECORD, STEP_ADMIN, STEP_CLOSE, STEP_DONE,
     STEP_FULL, STEP_MORE, STEP_READS, parked_free, parked_t, session_begin, session_clear,
-    session_count, session_t, shared_t,
+    session_count, session_t,
 )
 from siltstone.serve cimport request
 from siltstone.serve.wire cimport output_free, output_t, put

@@ -7,7 +7,7 @@ without the commit that makes them count, and never need to be in memory togethe
 of a snapshot: a value that is replaced meanwhile is still there for them.
 """
 from libc.errno cimport ENOMEM
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 

@@ -16,6 +16,3 @@ cdef int chain_salvage(pages_t *pages, uint64_t pid, const place_t *places, uint
 # An image that was cut into several KIND_TABLE records; malloc()ed.
 cdef int table_image(pages_t *pages, uint64_t block, const place_t *places, uint32_t count,
                      char **image, uint64_t *size, uint64_t *bad) noexcept nogil
-# Payload of the record at a place, checked; malloc()ed `record` is the caller's.
-cdef int read_record(pages_t *pages, const place_t *place, char **record, const char **payload,
-                     uint64_t *size, uint32_t *kind) noexcept nogil

@@ -78,23 +78,6 @@ cdef void piece_job(job_t *job) noexcept nogil:
     pthread_mutex_unlock(&batch.lock)
 
 
-cdef int read_record(pages_t *pages, const place_t *place, char **record, const char **payload,
-                     uint64_t *size, uint32_t *kind) noexcept nogil:
-    cdef piece_t piece
-    memset(&piece, 0, sizeof(piece))
-    piece.pages = pages
-    piece.place = place[0]
-    piece.record = <char *>malloc(place.bytes)
-    record[0] = piece.record
-    if piece.record == NULL:
-        return -ENOMEM
-    piece_read(&piece, 0)
-    payload[0] = piece.payload
-    size[0] = piece.size
-    kind[0] = piece.kind
-    return piece.result
-
-
 # All records -------------------------------------------------------------------------------------
 
 

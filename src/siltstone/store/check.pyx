@@ -2,10 +2,8 @@
 
 For verify and for tests after every step. Changes nothing but for the blocks that it loads.
 """
-from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.stdlib cimport calloc, free
 
 from siltstone.log.chain cimport chain_find
 from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock

@@ -1,11 +1,7 @@
 """Compressing page images, by libraries that are loaded when they are asked for."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-cdef enum:
-    COMPRESSION_NONE = 0
-    COMPRESSION_ZSTD = 1
-    COMPRESSION_LZ4 = 2
-
+# `kind`: 0 none, 1 zstd, 2 lz4; as a page's header says it.
 # Whether that library is there (it stays loaded).
 cdef bint compression_ready(uint32_t kind) noexcept nogil
 cdef uint64_t compress_bound(uint32_t kind, uint64_t size) noexcept nogil

@@ -11,20 +11,18 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from siltstone.log.log cimport part_t
-from siltstone.log.ordered cimport ordered_stable
 from siltstone.store.append cimport page_rewrite
 from siltstone.store.pagecache cimport (PAGES_ABSENT, PAGES_CORRUPT, PAGES_LARGE, PAGES_MISS,
-                                        PAGES_OK, PAGES_WAIT, PAGE_LIVE, PAGE_RESERVED, PID_FIRST,
-                                        Pages, append_ready, append_wait, change_abandon,
-                                        change_allocate, change_base, change_begin, change_commit,
-                                        change_free, change_link, change_needs, change_root,
-                                        change_t, entry_t, page_entry, page_get, page_ops_t,
-                                        page_resized, pages_fragment_max, pages_generate_id,
-                                        pages_load, pages_lock, pages_root_find,
-                                        pages_root_unused, pages_t, pages_unlock, pages_usable)
+                                        PAGES_OK, PAGES_WAIT, PAGE_LIVE, PAGE_RESERVED, Pages,
+                                        append_ready, append_wait, change_abandon, change_allocate,
+                                        change_base, change_begin, change_commit, change_free,
+                                        change_link, change_needs, change_root, change_t, entry_t,
+                                        page_entry, page_get, page_ops_t, pages_fragment_max,
+                                        pages_generate_id, pages_load, pages_lock, pages_root_find,
+                                        pages_t, pages_unlock, pages_usable)
 from siltstone.store.resident cimport block_load, entry_set_node
 
 cdef struct list_t:

@@ -13,13 +13,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from siltstone.errors import SnapshotTooOld
 from siltstone.store.descent cimport (SEEK_AT, SEEK_BELOW, SEEK_LAST, path_ahead, path_find,
                                       path_leaf, path_lower, path_pid, path_t, path_upper)
-from siltstone.store.page cimport (RECORD_BLOB, WORD_SIZE, compare_keys, node_image_size, node_key,
+from siltstone.store.page cimport (RECORD_BLOB, WORD_SIZE, compare_keys, node_key,
                                    node_key_size, node_prefix, node_record, node_search, node_t,
                                    record_word, word_key_size, word_payload_size)
-from siltstone.store.pagecache cimport (PAGES_ABSENT, PAGES_MISS, PAGES_OK, pages_load_many,
+from siltstone.store.pagecache cimport (PAGES_MISS, PAGES_OK, pages_load_many,
                                         pages_snapshot_open, pages_t, pages_unlock)
 from siltstone.store.trees cimport snapshot_give_back
 

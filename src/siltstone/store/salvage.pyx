@@ -7,7 +7,6 @@ opened again. A page that has lost its base or a change is shown as far as the r
 with the positions of what is missing. One thread.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset

@@ -14,7 +14,7 @@ from operator import index
 from cpython.bytes cimport (PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize,
                             PyBytes_GET_SIZE)
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy
 
 from siltstone.errors import (Closed, Conflict, InvalidValue, KeyMissing, SnapshotTooOld,
                               TooLarge)

@@ -12,8 +12,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from siltstone.store.state cimport entry_t, pages_t, place_t, snapshot_t, version_t
-from siltstone.store.table cimport (block_of, entry_forget_places, entry_take_places, page_entry,
-                                    places_dead, places_pin)
+from siltstone.store.table cimport block_of, entry_take_places, page_entry, places_pin
 
 
 cdef void pages_snapshot_open(pages_t *pages, snapshot_t *snapshot) noexcept nogil:
