@@ -6,6 +6,13 @@ import numpy.typing as npt
 _Numbers = npt.NDArray[np.int64]
 _Values = npt.NDArray[np.float64]
 
+def in_order(rows: npt.NDArray[np.uint8]) -> bool: ...
+
+@final
+class Chooser:
+    def __init__(self, ids: npt.NDArray[np.uint32], start: int, end: int) -> None: ...
+    def places(self, rows: npt.NDArray[np.uint8]) -> _Numbers: ...
+
 @final
 class Arrangement:
     rows: npt.NDArray[Any]

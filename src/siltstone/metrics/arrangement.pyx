@@ -1,10 +1,11 @@
-"""Where the samples of some series of a picture shall lie: in two long arrays, series by series,
-of each those of its chunks, then its head's, then what came late.
+"""Which chunks are those of a picture; and where the samples of some of its series shall lie: in
+two long arrays, series by series, of each those of its chunks, then its head's, then what came
+late.
 
-Plain loops over descriptors: with numpy it is thirty calls, which for one series took longer than
+Plain loops over descriptors: with numpy it is fifty calls, which for one series took longer than
 its samples did. Holds no state but its own arrays.
 """
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 import numpy as np
@@ -12,6 +13,66 @@ import numpy as np
 from siltstone.metrics.head cimport chunk_t
 
 from siltstone.metrics.head import CHUNK
+
+
+cdef const chunk_t *chunks_of(const unsigned char[::1] rows) except? NULL:
+    assert rows.shape[0] % <Py_ssize_t>sizeof(chunk_t) == 0
+    return <const chunk_t *>&rows[0] if rows.shape[0] else NULL
+
+
+cdef class Chooser:
+    """The chunks of these series that touch the range [start, end]."""
+
+    cdef int64_t _start, _end
+    cdef uint32_t _only             # the id, if there is but one; never 0
+    cdef uint8_t[::1] _wanted       # else of each id; those beyond are not
+
+    def __init__(self, const uint32_t[:] ids not None, int64_t start, int64_t end):
+        cdef Py_ssize_t n
+        cdef uint32_t largest = 0
+        self._start, self._end, self._only = start, end, 0
+        if ids.shape[0] == 1:
+            self._only = ids[0]
+            return
+        for n in range(ids.shape[0]):
+            largest = max(largest, ids[n])
+        self._wanted = np.zeros(<Py_ssize_t>largest + 1, np.uint8)
+        for n in range(ids.shape[0]):
+            self._wanted[ids[n]] = 1
+
+    def places(self, const unsigned char[::1] rows not None):
+        """Where they are in `rows`, the bytes of descriptors; rising."""
+        cdef const chunk_t *chunks = chunks_of(rows)
+        cdef int64_t n, count = rows.shape[0] // <Py_ssize_t>sizeof(chunk_t), found = 0
+        cdef int64_t many = 0 if self._only else self._wanted.shape[0]
+        cdef int64_t start = self._start, end = self._end
+        cdef uint32_t only = self._only
+        cdef uint8_t *wanted = &self._wanted[0] if many else NULL
+        places = np.empty(count, np.int64)
+        cdef int64_t[::1] out = places
+        with nogil:
+            for n in range(count):
+                if only:
+                    if chunks[n].series != only:
+                        continue
+                elif chunks[n].series >= many or not wanted[chunks[n].series]:
+                    continue
+                if chunks[n].start_ms <= end and chunks[n].end_ms >= start:
+                    out[found] = n
+                    found += 1
+        return places[:found]
+
+
+def in_order(const unsigned char[::1] rows not None):
+    """Whether these descriptors stand by series, of each by their start."""
+    cdef const chunk_t *chunks = chunks_of(rows)
+    cdef int64_t n, count = rows.shape[0] // <Py_ssize_t>sizeof(chunk_t)
+    for n in range(1, count):
+        if chunks[n].series < chunks[n - 1].series:
+            return False
+        if chunks[n].series == chunks[n - 1].series and chunks[n].start_ms < chunks[n - 1].start_ms:
+            return False
+    return True
 
 
 cdef class Arrangement:

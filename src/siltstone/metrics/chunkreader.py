@@ -58,26 +58,20 @@ class ChunkReader:
             return np.ones(0, np.bool_)
         self._engine.counters["chunk_reads"] += rows.size
         blocks, block, inside = self._locate(rows, places, sources, {} if held is None else held)
-        salts = np.array([_salt(one) for one in sources], np.uint32)[places]
-        versions = np.array([_version(one) for one in sources], np.uint64)[places]
-        states = decoding.decode(
-            rows.view(np.uint8), blocks, block, inside, salts, versions, at, times, values
-        )
-        good: npt.NDArray[np.bool_] = states & decoding.DAMAGED == 0
-
-        def columns(n: int) -> bool:
-            count, size = int(rows["count"][n]), int(rows["size"][n])
-            part = slice(int(at[n]), int(at[n]) + count)
-            data = _joined(blocks, int(block[n]), int(inside[n]), size)
+        left = decoding.decode(
+            rows.view(np.uint8), blocks, block, inside, places, [_seed(one) for one in sources],
+            at, times, values,
+        )  # fmt: skip
+        good = np.ones(rows.size, np.bool_)
+        for n, state, data, first, last in left:
+            if state == decoding.DAMAGED:
+                good[n] = False
+                continue
             try:
-                codecs.decode_columns(data, int(states[n]), times[part], values[part])
+                codecs.decode_columns(data, state, times[first:last], values[first:last])
             except Corruption:
-                return False
-            return True
-
-        left = np.flatnonzero(good & (states > 0))
-        good[left] = [columns(n) for n in left.tolist()]
-        for n in np.flatnonzero(~good).tolist():
+                good[n] = False
+        for n in np.flatnonzero(~good).tolist() if left else ():
             source = sources[places[n]]
             assert isinstance(source, Segment), "what is in memory is sound"
             self.note_damage(source, int(rows["offset"][n]))
@@ -185,13 +179,9 @@ class ChunkReader:
         return found
 
 
-def _salt(source: Bytes) -> int:
-    return source.salt if isinstance(source, Segment) else 0
-
-
-def _version(source: Bytes) -> int:
-    """0: in memory, without checksums."""
-    return source.version if isinstance(source, Segment) else 0
+def _seed(source: Bytes) -> tuple[int, int]:
+    """(salt, version) of checksums; (0, 0): in memory, without."""
+    return (source.salt, source.version) if isinstance(source, Segment) else (0, 0)
 
 
 def _joined(blocks: Sequence[Any], first: int, inside: int, size: int) -> bytes:

@@ -15,12 +15,12 @@ def decode(
     blocks: list[bytes | _Bytes],
     block: npt.NDArray[np.int64],
     inside: npt.NDArray[np.int64],
-    salts: npt.NDArray[np.uint32],
-    versions: npt.NDArray[np.uint64],
+    places: npt.NDArray[np.int64],
+    seeds: list[tuple[int, int]],
     at: npt.NDArray[np.int64],
     times: npt.NDArray[np.int64],
     values: npt.NDArray[np.float64],
-) -> npt.NDArray[np.uint8]: ...
+) -> list[tuple[int, int, bytes, int, int]]: ...
 def locate(
     rows: _Bytes,
     places: npt.NDArray[np.int64],
@@ -35,5 +35,5 @@ def trim(
     lasts: npt.NDArray[np.int64],
     start: int,
     end: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+) -> list[tuple[int, int]]: ...
 def put_checksums(rows: _Bytes, data: _Bytes, salt: int, version: int, base: int) -> None: ...

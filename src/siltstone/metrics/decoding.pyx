@@ -126,26 +126,30 @@ cdef uint8_t decode_one(blocks_t *blocks, const chunk_t *chunk, int64_t block, u
 
 def decode(const unsigned char[::1] rows not None, list blocks not None,
            const int64_t[::1] block not None, const int64_t[::1] inside not None,
-           const uint32_t[::1] salts not None, const uint64_t[::1] versions not None,
+           const int64_t[::1] places not None, list seeds not None,
            const int64_t[::1] at not None, int64_t[::1] times not None,
            double[::1] values not None):
-    """What came of each chunk (see TIMES_LEFT and the others), as uint8.
+    """Of the chunks that are not done: (its number, what came of it, its bytes, where its samples
+    begin, where they end); see TIMES_LEFT and the others, without bytes for what is damaged.
 
     `rows` are the bytes of descriptors. A chunk lies `inside` its `block` of `blocks` and those
-    that follow; its samples go to `times` and `values` from `at` on. A version of 0: bytes of our
-    own memory, without a checksum.
+    that follow; its samples go to `times` and `values` from `at` on. `seeds[places[n]]` is (salt,
+    version) of where it comes from. A version of 0: bytes of our own memory, without a checksum.
     """
     cdef const chunk_t *chunks = <const chunk_t *>&rows[0] if rows.shape[0] else NULL
     cdef int64_t n, count = block.shape[0]
     cdef blocks_t table
     cdef const unsigned char[::1] view
-    states = np.zeros(count, np.uint8)
-    cdef uint8_t[::1] out = states
+    cdef uint8_t[::1] out = np.zeros(count, np.uint8)
+    cdef uint32_t[::1] salts = np.array([salt for salt, _ in seeds], np.uint32)
+    cdef uint64_t[::1] versions = np.array([version for _, version in seeds], np.uint64)
+    cdef list left = []
     assert rows.shape[0] == count * <Py_ssize_t>sizeof(chunk_t)
-    assert count == inside.shape[0] == salts.shape[0] == versions.shape[0] == at.shape[0]
+    assert count == inside.shape[0] == places.shape[0] == at.shape[0]
     assert times.shape[0] == values.shape[0]
     for n in range(count):
         assert 0 <= at[n] <= times.shape[0] - <int64_t>chunks[n].count
+        assert 0 <= places[n] < salts.shape[0]
     table.count, table.scratch, table.capacity = len(blocks), NULL, 0
     table.all = <block_t *>malloc(max(1, table.count) * sizeof(block_t))
     if table.all == NULL:
@@ -157,12 +161,25 @@ def decode(const unsigned char[::1] rows not None, list blocks not None,
             table.all[n].data = <const char *>&view[0] if view.shape[0] else NULL
         with nogil:
             for n in range(count):
-                out[n] = decode_one(&table, &chunks[n], block[n], <uint64_t>inside[n], salts[n],
-                                    versions[n], &times[0] + at[n], &values[0] + at[n])
+                out[n] = decode_one(&table, &chunks[n], block[n], <uint64_t>inside[n],
+                                    salts[places[n]], versions[places[n]], &times[0] + at[n],
+                                    &values[0] + at[n])
+        for n in range(count):
+            if out[n]:
+                left.append((n, out[n], column_of(&table, &chunks[n], block[n], inside[n], out[n]),
+                             at[n], at[n] + chunks[n].count))
     finally:
         free(table.all)
         free(table.scratch)
-    return states
+    return left
+
+
+cdef bytes column_of(blocks_t *blocks, const chunk_t *chunk, int64_t block, uint64_t inside,
+                     uint8_t state):
+    cdef const char *data = NULL
+    if not state & DAMAGED_BIT:
+        data = bytes_at(blocks, block, inside, chunk.size)
+    return b"" if data == NULL else data[:chunk.size]
 
 
 def locate(const unsigned char[::1] rows not None, const int64_t[::1] places not None,
@@ -197,21 +214,17 @@ def locate(const unsigned char[::1] rows not None, const int64_t[::1] places not
 
 def trim(const int64_t[::1] times not None, const int64_t[::1] firsts not None,
          const int64_t[::1] lasts not None, int64_t start, int64_t end):
-    """(lows, highs): of the rising times [first, last) those within [start, end]."""
-    cdef int64_t n, count = firsts.shape[0]
-    lows, highs = np.empty(count, np.int64), np.empty(count, np.int64)
-    cdef int64_t[::1] to_lows = lows, to_highs = highs
-    assert lasts.shape[0] == count
-    if count == 0:
-        return lows, highs
-    assert np.max(lasts) <= times.shape[0]
-    with nogil:
-        for n in range(count):
-            to_lows[n] = first_from(times, firsts[n], lasts[n], start)
-            to_highs[n] = lasts[n]
-            if lasts[n] > firsts[n] and times[lasts[n] - 1] > end:
-                to_highs[n] = first_from(times, firsts[n], lasts[n], end + 1)
-    return lows, highs
+    """Of each run of rising times [first, last) those within [start, end]: (low, high)."""
+    cdef int64_t n, low, high
+    cdef list found = []
+    assert firsts.shape[0] == lasts.shape[0]
+    for n in range(firsts.shape[0]):
+        assert 0 <= firsts[n] <= lasts[n] <= times.shape[0]
+        low, high = first_from(times, firsts[n], lasts[n], start), lasts[n]
+        if low < high and times[high - 1] > end:
+            high = first_from(times, low, high, end + 1)
+        found.append((low, high))
+    return found
 
 
 cdef int64_t first_from(const int64_t[::1] times, int64_t low, int64_t high,

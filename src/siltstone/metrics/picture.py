@@ -7,12 +7,14 @@ lies in `sources[places[row]]`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from siltstone.metrics.arrangement import Chooser, in_order
 from siltstone.metrics.chunkreader import Bytes, Held
 from siltstone.metrics.registry import Ids
 from siltstone.metrics.segment import RAW, Chunks, Segment, joined, picked
@@ -46,6 +48,17 @@ class Picture:
     firsts: Numbers  # of each id: its rows are [first, last)
     lasts: Numbers
     held: Held = dataclasses.field(default_factory=dict)  # blocks that were read for it
+
+    def spans(self, most: int) -> list[tuple[int, int]]:
+        """The ids [first, last) of groups of about `most` samples."""
+        if self.ids.size == 1:
+            return [(0, 1)]
+        counts = np.concatenate([[0], np.cumsum(self.rows["count"], dtype=np.int64)])
+        sizes = counts[self.lasts] - counts[self.firsts]
+        sizes += self.head.counts + self.head.late
+        groups = np.cumsum(sizes) // most
+        bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), sizes.size]
+        return list(itertools.pairwise(bounds))
 
     def owners(self) -> Numbers:
         """Of each row, whose it is, as an index into `ids`."""
@@ -103,16 +116,13 @@ def _picture(
     ids: Ids, start: int, end: int, segments: list[Segment], indexes: dict[int, Chunks],
     pending: list[Any], head: HeadSamples,
 ) -> Picture:  # fmt: skip
-    wanted = _chooser(ids)
+    wanted = Chooser(ids, start, end)
     sources: list[Bytes] = []
     rows: list[Chunks] = []
     places = [np.empty(0, np.int64)]
 
     def take(chunks: Chunks, source: Bytes) -> None:
-        found = wanted(chunks["series"])
-        touching = (chunks["start_ms"][found] <= end) & (chunks["end_ms"][found] >= start)
-        if not touching.all():
-            found = found[touching]
+        found = wanted.places(chunks.view(np.uint8))
         if found.size:
             rows.append(picked(chunks, found))
             if not sources or sources[-1] is not source:
@@ -130,24 +140,14 @@ def _picture(
     return sorted_picture(ids, found, where, sources, head)
 
 
-def _chooser(ids: Ids) -> Callable[[Ids], Numbers]:
-    """Where in a column of ids these are."""
-    if ids.size == 1:
-        only = int(ids[0])
-        return lambda column: np.flatnonzero(column == only)
-    largest = int(ids.max()) if ids.size else 0
-    wanted = np.zeros(largest + 2, np.bool_)
-    wanted[ids] = True
-    return lambda column: np.flatnonzero(wanted[np.minimum(column, largest + 1)])
-
-
 def sorted_picture(
     ids: Ids, rows: Chunks, places: Numbers, sources: Sequence[Bytes],
     head: HeadSamples | None = None,
 ) -> Picture:  # fmt: skip
     """Of rows in any order. `head`: of these ids in this order; None: they have none."""
-    order = np.lexsort((rows["start_ms"], rows["series"]))
-    rows, places = picked(rows, order), places[order]
+    if not in_order(rows.view(np.uint8)):  # as those of one series often are
+        order = np.lexsort((rows["start_ms"], rows["series"]))
+        rows, places = picked(rows, order), places[order]
     series = np.ascontiguousarray(rows["series"])
     firsts, lasts = np.searchsorted(series, ids, "left"), np.searchsorted(series, ids, "right")
     return Picture(ids, rows, places, sources, head or _no_head(ids), firsts, lasts)

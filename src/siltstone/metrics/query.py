@@ -257,12 +257,7 @@ class Reader:
         ahead: bool = False,
     ) -> Iterator[list[Run]]:  # fmt: skip
         """The same, as many at a time as are decoded at once; `ahead`: in threads, too."""
-        counts = np.concatenate([[0], np.cumsum(picture.rows["count"], dtype=np.int64)])
-        sizes = counts[picture.lasts] - counts[picture.firsts]
-        sizes += picture.head.counts + picture.head.late
-        groups = np.cumsum(sizes) // most
-        bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), sizes.size]
-        spans = list(itertools.pairwise(bounds))
+        spans = picture.spans(most)
 
         def decoded(span: tuple[int, int]) -> list[Run]:
             return list(self._group(picture, *span, start, end))
@@ -282,14 +277,14 @@ class Reader:
         good = self.chunks.decode(
             group.rows, group.places, picture.sources, group.at, times, values, picture.held
         )
-        before = int(head.counts[:first].sum() + head.late[:first].sum()) if first else 0
-        group.put_heads(times, values, head.times, head.values, before)
+        if head.times.size:
+            before = int(head.counts[:first].sum() + head.late[:first].sum()) if first else 0
+            group.put_heads(times, values, head.times, head.values, before)
         mixed = group.mixed(times, good.view(np.uint8))
-        lows, highs = trim(times, group.bases, group.ends, start, end)
+        bounds = trim(times, group.bases, group.ends, start, end)
         any_gone = bool(self._engine.tombstones)
         edges = group.edges.tolist()
-        every = zip(lows.tolist(), highs.tolist(), mixed, strict=True)
-        for number, (low, high, is_mixed) in enumerate(every):
+        for number, ((low, high), is_mixed) in enumerate(zip(bounds, mixed, strict=True)):
             part = slice(edges[number], edges[number + 1])
             rows = group.rows[part]
             gone = self.tombstones_of(rows, start, end) if any_gone else []
