@@ -264,6 +264,17 @@ def test_nothing_is_left_for_later() -> None:
 # Lists and stubs ----------------------------------------------------------------------------
 
 
+def test_every_module_has_its_place_in_the_architecture() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    map_of = dict(re.findall(r"(?m)^\| `?(\w[\w ]*)/?`? \| \|\n\|---\|---\|\n((?:\|.*\n)+)", text))
+    for folder in ("log", "cache", "store", "metrics", "serve"):
+        named = set(re.findall(r"`(\w+)`", map_of.pop(folder)))
+        there = {path.stem for path in SOURCES if name(path).startswith(f"{folder}/")}
+        assert named == there - {"__init__"}, folder
+    beside = {path.stem for path in SOURCES if path.parent == PACKAGE} - BESIDE - {"__init__"}
+    assert beside <= set(re.findall(r"`(\w+)`", map_of["on top"]))
+
+
 def test_meson_builds_every_compiled_module_and_no_other() -> None:
     text = (PACKAGE / "meson.build").read_text()
     listed = {f"{folder}/{noun}.pyx" for folder, noun in re.findall(r"\['(\w+)', '(\w+)'\]", text)}
