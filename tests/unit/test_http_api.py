@@ -142,7 +142,7 @@ def test_times(client: TestClient, engine: Engine, text: str, seconds: float) ->
     assert engine.calls[0][2] == seconds
 
 
-@pytest.mark.parametrize("text", ["x", "NaN", "inf", "2023-11-14", "2023-11-14T22:13:20", " 1"])
+@pytest.mark.parametrize("text", ["x", "NaN", "inf", "2023-11-14", "2023-11-14T22:13:20", " 1", "1_0", "١"])
 def test_what_is_no_time(client: TestClient, text: str) -> None:
     response = client.get("/api/v1/query", params={"query": "up", "time": text})
     expected = f'invalid parameter "time": cannot parse "{text}" to a valid timestamp'
@@ -185,6 +185,9 @@ def test_an_answer_that_is_less_exact_says_so(client: TestClient, engine: Engine
         ({"end": "-1"}, 'invalid parameter "end": end timestamp must not be before start time'),
         ({"step": "x"}, 'invalid parameter "step": cannot parse "x" to a valid duration'),
         ({"step": ""}, 'invalid parameter "step": cannot parse "" to a valid duration'),
+        ({"step": "9" * 400 + "s"}, 'invalid parameter "step": cannot parse "9'),
+        ({"step": "9" * 5000 + "s"}, 'invalid parameter "step": cannot parse "9'),
+        ({"step": "1_5"}, 'invalid parameter "step": cannot parse "1_5" to a valid duration'),
         ({"step": "0"}, 'invalid parameter "step": zero or negative query resolution step'),
         ({"step": "-5"}, 'invalid parameter "step": zero or negative query resolution step'),
         ({"end": str(POINTS_MAX + 1), "step": "1"}, "exceeded maximum resolution of 11,000 points"),
@@ -285,7 +288,12 @@ def test_metadata(client: TestClient) -> None:
     }
     assert list(client.get("/api/v1/metadata?metric=up").json()["data"]) == ["up"]
     assert list(client.get("/api/v1/metadata?limit=1").json()["data"]) == ["up"]
-    assert "limit" in error_of(client.get("/api/v1/metadata?limit=-1"), 400, "bad_data")
+
+
+@pytest.mark.parametrize("limit", ["-1", "1.5", "²", "9" * 5000, "x"])
+def test_a_limit_that_is_none(client: TestClient, limit: str) -> None:
+    response = client.get("/api/v1/metadata", params={"limit": limit})
+    assert "limit" in error_of(response, 400, "bad_data")
 
 
 def test_the_build_is_told(client: TestClient) -> None:

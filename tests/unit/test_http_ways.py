@@ -106,7 +106,9 @@ def test_a_client_that_hangs_up_in_its_body_is_no_error_of_ours(metrics, caplog)
 
 
 @pytest.mark.parametrize("path", [IMPORT, "/api/v1/write", "/write", "/api/v1/otlp/v1/metrics"])
-@pytest.mark.parametrize("origin", ["https://evil.example", "http://here:8182", "null", ""])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://here:8182", "null", "", "http://[here", "//["]
+)
 def test_pages_of_other_sites_do_not_write(client, metrics, path, origin):
     answer = client.post(path, content=b"a 1\n", headers={"origin": origin})
     assert answer.status_code == 400
@@ -160,6 +162,10 @@ def test_other_answers_go_out_as_they_are(size, accept):
         (b"gzip;q=0.5", True),
         (b"gzip ; q=0", False),
         (b"gzip;q=0.000", False),
+        (b"gzip;q=0, *", False),
+        (b"*, gzip;q=0", False),
+        (b"*;q=0", False),
+        (b"*;q=0, gzip", True),
         (b"br, identity", False),
         (b"xgzip", False),
         (b"", False),

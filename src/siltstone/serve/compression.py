@@ -48,15 +48,12 @@ def compressed(app: Asgi) -> Asgi:
 
 def reads_gzip(headers: list[tuple[bytes, bytes]]) -> bool:
     """Whether Accept-Encoding has it, not with a weight of 0."""
-    return any(
-        name == b"accept-encoding"
-        and any(_is_gzip(coding) for coding in value.decode("latin-1").lower().split(","))
-        for name, value in headers
-    )
-
-
-def _is_gzip(coding: str) -> bool:
-    return coding.partition(";")[0].strip() in ("gzip", "*") and _NOT.search(coding) is None
+    reads: dict[str, bool] = {}
+    for name, value in headers:
+        if name == b"accept-encoding":
+            for coding in value.decode("latin-1").lower().split(","):
+                reads[coding.partition(";")[0].strip()] = _NOT.search(coding) is None
+    return reads.get("gzip", reads.get("*", False))
 
 
 def worth_it(head: Message, body: bytes) -> bool:

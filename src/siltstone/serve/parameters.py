@@ -18,6 +18,7 @@ from starlette.responses import Response
 from siltstone.errors import PeerError, ProtocolError
 
 FORM = "application/x-www-form-urlencoded"
+LIMIT_DIGITS_MAX = 18  # of `limit`: an int64
 FORM_BYTES_MAX = 1 << 20  # of queries: longer than any that a person or a dashboard writes
 SECONDS_MAX = float(1 << 33)
 # As Prometheus: the earliest and the latest time that a query may name, for "all there is".
@@ -68,11 +69,18 @@ def own_site(handler: Handler) -> Handler:
 
     async def checked(request: Request) -> Response:
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        if origin is not None and _host_of(origin) != request.headers.get("host"):
             raise ProtocolError(f"a page of {origin} cannot write here")
         return await handler(request)
 
     return checked
+
+
+def _host_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # brackets that hold no address
+        return ""
 
 
 def query_parameters(request: Request) -> dict[str, list[str]]:
@@ -129,7 +137,7 @@ def duration_of(
         if match is None:
             raise BadParameter(name, f'cannot parse "{text}" to a valid duration')
         seconds = sum(
-            int(count) * unit
+            float(count) * unit
             for count, unit in zip(match.groups(), _UNIT_SECONDS, strict=True)
             if count
         )
@@ -143,14 +151,16 @@ def limit_of(found: Mapping[str, Sequence[str]]) -> int:
     text = first(found, "limit")
     if not text:
         return 0
-    if not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > LIMIT_DIGITS_MAX:
         raise BadParameter("limit", f'cannot parse "{text}": a whole number, 0 for no limit')
     return int(text)
 
 
 def _number(text: str) -> float | None:
+    if not text.isascii() or "_" in text or text.strip() != text:  # Python reads more than Go
+        return None
     try:
-        return float(text) if text.strip() == text else None
+        return float(text)
     except ValueError:
         return None
 
