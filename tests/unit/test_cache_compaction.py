@@ -15,7 +15,11 @@ from flashrig import SEGMENT, SEGMENTS, VALUE, Rig, value_of
 
 from siltstone import errors
 from siltstone.cache import attachment as attachment_module
+from siltstone.cache import trial
 from siltstone.log.device import FileDevice
+
+
+COMPACTED = 1  # the stream that compaction writes to
 
 
 @pytest.fixture
@@ -173,6 +177,39 @@ def test_nobody_needs_a_leader(make: Any, rng: random.Random) -> None:
     assert rig.counter("compact_rescued") > 0
     assert rig.counter("flash_evicted") == rig.counter("evictions") == 0
     assert dict(rig.cache.items()) == stored
+
+
+@pytest.mark.slow
+def test_a_writer_does_not_wait_for_who_is_stopped_in_the_compacted_stream(make: Any) -> None:
+    rig = make(ram="1MiB")
+    stored = rig.fill(2200)
+    delete_most(rig, stored, 2)
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        trial.enter_stream(rig.cache.engine, COMPACTED)
+        held.set()
+        go_on.wait()
+        trial.leave_stream(rig.cache.engine, COMPACTED)
+
+    def write() -> None:
+        with pytest.raises(errors.Busy):
+            for number in range(10_000):
+                rig.cache[f"new {number}"] = value_of(number)
+
+    holder, writer = threading.Thread(target=hold), threading.Thread(target=write)
+    holder.start()
+    assert held.wait(10)
+    writer.start()
+    writer.join(20)
+    waits = writer.is_alive()
+    go_on.set()
+    holder.join()
+    writer.join()
+    assert not waits
+    rig.cache["later"] = value_of(1)
+    assert {key: rig.cache.get(key) for key in stored} == stored
+    rig.check()
 
 
 def test_a_reader_finds_what_was_moved_while_it_read(make: Any) -> None:

@@ -8,7 +8,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from siltstone.cache.compaction cimport (
-    COMPACT_FREED, COMPACT_NOTHING, COMPACT_WORKED, compact_slice, forget_oldest, segments_ahead,
+    COMPACT_FREED, COMPACT_NOTHING, COMPACT_WAITED, COMPACT_WORKED, compact_slice, forget_oldest,
+    segments_ahead,
 )
 from siltstone.cache.eviction cimport (
     ROOM_GROW, demote_idle, make_room, purge_group,
@@ -217,7 +218,7 @@ cdef class Background:
                 return True
             slices += 1
             result = compact_slice(cache)
-            busy = busy or result == COMPACT_WORKED or result == COMPACT_FREED
+            busy = busy or result in (COMPACT_WORKED, COMPACT_FREED, COMPACT_WAITED)
         if result == COMPACT_NOTHING and log_segments_free(cache.log) < ahead:
             busy = forget_oldest(cache) or busy
         return busy

@@ -27,6 +27,7 @@ from siltstone.cache.flash cimport (
 from siltstone.cache.hashing cimport siphash13
 from siltstone.cache.index cimport index_group, index_probe, index_remove
 from siltstone.cache.shard cimport *
+from siltstone.log.arena cimport lock_timeouts
 from siltstone.log.atomics cimport add64, cas64, load64, store64
 from siltstone.log.log cimport (
     LOG_ALIGNMENT, LOG_BUSY, LOG_IO, LOG_NO_BUFFER, LOG_NOTHING, LOG_OK, LOG_RECORD_HEADER,
@@ -43,11 +44,12 @@ cdef enum:
     WRITE_TRIES = 16            # of log_make_room for one record
     ELSEWHERE_US = 100          # a slice of another thread's is over soon
     ELSEWHERE_WAITS = 1000
+    WAITED_MAX = 64             # times WRITE_TRIES: a second
 
 cdef enum rescue_t:
     RESCUE_DONE = 0             # rescued, or it did not count any more
     RESCUE_WAIT = 1             # no buffer: again
-    RESCUE_BUSY = 3             # the shard was not free in time: not now
+    RESCUE_BUSY = 3             # shard or stream was not free in time: not now
     RESCUE_STOP = 2             # no segment to write to
 
 cdef struct compactor_t:
@@ -230,8 +232,10 @@ cdef int _move(cache_t *cache, shard_t *shard, uint64_t hash, slot_t *slot, flas
     parts[1].data = head + 1
     parts[1].size = size - sizeof(changed)
     result = log_append(cache.log, STREAM_COMPACTED, RECORD_ITEM, parts, 2, &position)
-    if result == LOG_NO_BUFFER or result == LOG_BUSY:
+    if result == LOG_NO_BUFFER:
         return RESCUE_WAIT
+    if result == LOG_BUSY:
+        return RESCUE_BUSY
     if result != LOG_OK:
         return RESCUE_STOP
     log_dead(cache.log, slot_location(slot.low) * LOG_ALIGNMENT)
@@ -266,7 +270,7 @@ cdef int _go_on(cache_t *cache, compactor_t *compactor) noexcept nogil:
             tries += 1
         if result == RESCUE_WAIT or result == RESCUE_BUSY:
             compactor.cursor = before       # this record again, next time
-            return COMPACT_WORKED if result == RESCUE_WAIT else COMPACT_BUSY
+            return COMPACT_WAITED if result == RESCUE_WAIT else COMPACT_BUSY
         if result == RESCUE_STOP:
             compactor.version = 0
             return COMPACT_NOTHING
@@ -321,17 +325,19 @@ cdef bint forget_oldest(cache_t *cache) noexcept nogil:
     return True
 
 cdef int reclaim(cache_t *cache) noexcept nogil:
-    cdef int result, waits = 0
+    cdef int result, waits = 0, waited = 0
+    cdef uint32_t timeouts = lock_timeouts()
     while waits < ELSEWHERE_WAITS:
         if log_segments_free(cache.log) > cache.segments_left:
             return True
         result = compact_slice(cache)
-        if result == COMPACT_FREED:
+        if result == COMPACT_FREED or (result == COMPACT_NOTHING and forget_oldest(cache)):
             return True
-        if result == COMPACT_NOTHING:
-            return forget_oldest(cache)
-        if result == COMPACT_BUSY:
+        waited += result == COMPACT_WAITED
+        if result == COMPACT_BUSY or waited == WAITED_MAX or lock_timeouts() != timeouts:
             return -1
+        if result == COMPACT_NOTHING:
+            return False
         if result == COMPACT_ELSEWHERE:
             usleep(ELSEWHERE_US)
             waits += 1

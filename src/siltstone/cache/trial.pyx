@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 
 from siltstone.cache.engine cimport *
 from siltstone.cache.shard cimport shard_enter, shard_leave
-from siltstone.log.arena cimport frame_address
+from siltstone.log.arena cimport LOCK_TAKEN, frame_address, lock_drop, lock_take
 from siltstone.log.atomics cimport load64, store64
 
 from siltstone import errors
@@ -157,6 +157,17 @@ def leave_shards(CacheEngine engine not None) -> None:
     cdef uint32_t number
     for number in range(engine.cache.shard_count):
         shard_leave(&engine.cache.shards[number])
+
+
+def enter_stream(CacheEngine engine not None, uint32_t stream) -> None:
+    """Take the lock of a stream of the log, as a thread in the middle of an append."""
+    if lock_take(&engine.cache.log.streams[stream].lock) != LOCK_TAKEN:
+        raise errors.Busy(f"stream {stream} is held")
+
+
+def leave_stream(CacheEngine engine not None, uint32_t stream) -> None:
+    """After `enter_stream`, by the same thread."""
+    lock_drop(&engine.cache.log.streams[stream].lock)
 
 
 # Threads that never stop --------------------------------------------------------------------
