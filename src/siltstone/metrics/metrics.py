@@ -40,6 +40,7 @@ from siltstone.log.superblock import FIRST_DATA_OFFSET
 from siltstone.log.workers import WorkerPool
 from siltstone.metrics import promql as evaluator
 from siltstone.metrics.background import CARE, FLUSH, Background
+from siltstone.metrics.cardinality import Cardinality, cardinality
 from siltstone.metrics.engine import Engine
 from siltstone.metrics.handle import SeriesHandle, handle_of
 from siltstone.metrics.keys import key_of, labels_of
@@ -429,6 +430,10 @@ class Metrics:
         if self._background is not None:
             found["background"] = self._background.stats()
         return found
+
+    def cardinality(self, most: int = 10) -> Cardinality:
+        """How many series, labels and values are known, and the `most` largest of each."""
+        return cardinality(self.engine, most)
 
     def segments(self) -> list[dict[str, Any]]:
         """The segment map: each slot's state, stream, filled and live bytes."""

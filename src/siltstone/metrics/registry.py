@@ -166,6 +166,13 @@ class Registry:
         wanted = set(ids.tolist())
         return sorted(value for value, has in values.items() if not wanted.isdisjoint(has))
 
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Of each label's name and value, how many series have it."""
+        return {
+            name: {value: len(ids) for value, ids in values.items()}
+            for name, values in self._values.items()
+        }
+
     def _any(self, name: str, ids: Ids) -> bool:
         wanted = set(ids.tolist())
         return any(not wanted.isdisjoint(has) for has in self._values[name].values())

@@ -79,18 +79,19 @@ class Result:
 
     # Prometheus' JSON -----------------------------------------------------------------------
 
-    def to_json(self) -> str:
-        """The `data` of Prometheus' answer: {"resultType": ..., "result": ...}."""
-        return f'{{"resultType":"{self.kind}","result":{self._result_json()}}}'
+    def to_json(self, most: int | None = None) -> str:
+        """The `data` of Prometheus' answer: {"resultType": ..., "result": ...}. `most`: only the
+        first so many series."""
+        return f'{{"resultType":"{self.kind}","result":{self._result_json(most)}}}'
 
-    def _result_json(self) -> str:
+    def _result_json(self, most: int | None) -> str:
         if self.kind == "string":
             return f"[{number_text(self.seconds[0])},{json_string(self.text)}]"
         if self.kind == "scalar":
             return f'[{number_text(self.seconds[0])},"{number_text(self.values[0, 0])}"]'
-        heads = list(map(metric_json, self.pairs))
-        present = np.ascontiguousarray(self.present).view(np.uint8)
-        values = np.ascontiguousarray(self.values)
+        heads = list(map(metric_json, self.pairs[:most]))
+        present = np.ascontiguousarray(self.present[:most]).view(np.uint8)
+        values = np.ascontiguousarray(self.values[:most])
         times = np.ascontiguousarray(self.times)
         return rows_text(heads, times, values, present, self.kind == "vector")
 

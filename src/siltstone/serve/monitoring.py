@@ -22,7 +22,7 @@ from siltstone.errors import ConfigError, EnvironmentFailure
 from siltstone.log.device import MemoryDevice
 from siltstone.metrics.metrics import ENGINE, Metrics
 from siltstone.metrics.settings import MetricsSettings
-from siltstone.serve import dashboard
+from siltstone.serve import dashboard, influx_answers
 from siltstone.serve.admin import Admin
 from siltstone.serve.compression import compressed
 from siltstone.serve.exposition import Sample
@@ -40,6 +40,7 @@ from siltstone.serve.prometheus import PrometheusApi
 from siltstone.serve.scraping import Scraper
 from siltstone.serve.sections import inputs
 from siltstone.serve.sink import Sink
+from siltstone.serve.status import Status
 from siltstone.serve.takers import GraphiteTaker, StatsdTaker
 from siltstone.serve.writing import Writer
 
@@ -97,6 +98,7 @@ class Monitoring:
         )
         self.writer = Writer(self.sink, clock, body_bytes_max=settings.body_size_max)
         self.admin = Admin(metrics, directory, clock, enabled=settings.admin)
+        self.status = Status(metrics, directory, clock, settings)
         self.observer = Observer(
             clock, cache=cache, metrics=metrics, api=self.api, writer=self.writer, more=self._more
         )
@@ -113,9 +115,11 @@ class Monitoring:
             return None
         routes = [
             *self.api.routes(),
+            *self.status.routes(),
             *Federation(self.metrics, self.api.clock).routes(),
             *self.scraper.routes(),
             *self.writer.routes(),
+            *influx_answers.routes(),
             *self.admin.routes(),
             *OwnRoutes(self.observer).routes(),
             *dashboard.routes(),

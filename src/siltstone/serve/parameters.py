@@ -146,6 +146,12 @@ def duration_of(
     return seconds
 
 
+def time_text(ms: int) -> str:
+    """RFC 3339, as Prometheus tells times that are no samples'."""
+    moment = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def limit_of(found: Mapping[str, Sequence[str]]) -> int:
     """`limit`: how many results at the most; 0 is no limit."""
     text = first(found, "limit")

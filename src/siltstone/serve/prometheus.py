@@ -39,6 +39,7 @@ log = logging.getLogger("siltstone.serve")
 POINTS_MAX = 11_000
 TIMEOUT_SECONDS = 120.0
 JSON = "application/json"
+TRUNCATED = "results truncated due to limit"  # Prometheus' words
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 # The first class in this order that fits decides: status, errorType.
@@ -62,8 +63,11 @@ class Answer(Protocol):
     def warnings(self) -> Sequence[str]:
         """Where it is less exact than was asked for."""
 
-    def to_json(self) -> str:
-        """{"resultType": ..., "result": ...}"""
+    def to_json(self, most: int | None = None) -> str:
+        """{"resultType": ..., "result": ...}; of at most so many series."""
+
+    def __len__(self) -> int:
+        """Series."""
 
 
 class Queryable(Protocol):
@@ -192,6 +196,7 @@ class PrometheusApi:
         return await self._run(
             request,
             lambda cancelled: self.metrics.query(text, time, limits=limits, cancelled=cancelled),
+            limit_of(found),
         )
 
     async def query_range(self, request: Request) -> Response:
@@ -205,6 +210,7 @@ class PrometheusApi:
             lambda cancelled: self.metrics.query_range(
                 text, start, end, step, limits=limits, cancelled=cancelled
             ),
+            limit_of(found),
         )
 
     async def format_query(self, request: Request) -> Response:
@@ -231,14 +237,17 @@ class PrometheusApi:
         return Limits(timeout_seconds=seconds, points_max=self.points_max + 1)
 
     async def _run(
-        self, request: Request, evaluate: Callable[[Callable[[], bool]], Answer]
+        self, request: Request, evaluate: Callable[[Callable[[], bool]], Answer], limit: int
     ) -> Response:
-        """Evaluate in a thread; tell it to stop when the client is gone."""
+        """Evaluate in a thread; tell it to stop when the client is gone. `limit`: series of the
+        answer at most, 0 for all."""
         self.queries += 1
         client = Client(request)
 
         def answer() -> Response:
             found = evaluate(client.is_gone)
+            if limit and len(found) > limit:
+                return success_raw(found.to_json(limit), [*found.warnings, TRUNCATED])
             return success_raw(found.to_json(), found.warnings)
 
         try:
@@ -330,7 +339,6 @@ EMPTY: Mapping[str, Any] = {
     "alerts": {"alerts": []},
     "alertmanagers": {"activeAlertmanagers": [], "droppedAlertmanagers": []},
     "query_exemplars": [],
-    "status/flags": {},
     "status/config": {"yaml": ""},
 }
 
@@ -345,5 +353,5 @@ def _always(data: Any) -> Handler:
 def _limited(items: Iterable[Any], limit: int) -> Response:
     data = list(items)
     if limit and len(data) > limit:
-        return success(data[:limit], ["results truncated due to limit"])
+        return success(data[:limit], [TRUNCATED])
     return success(data)

@@ -8,7 +8,6 @@ spaced. What an answer means is `target.py`'s.
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from starlette.routing import Route
 from siltstone.clock import Clock
 from siltstone.errors import SiltstoneError
 from siltstone.serve.exposition import Sample
-from siltstone.serve.parameters import first, parameters
+from siltstone.serve.parameters import first, parameters, time_text
 from siltstone.serve.peers import client, what_happened
 from siltstone.serve.prometheus import answered, success
 from siltstone.serve.scrape_settings import ScrapeSettings
@@ -176,11 +175,5 @@ def next_tick(now_ms: int, interval_ms: int, offset_ms: int, last_ms: int) -> in
 
 
 def _about(target: Target) -> Mapping[str, Any]:
-    return {**target.about(), "lastScrape": _time(target.last_ms)}
-
-
-def _time(ms: int) -> str:
-    if not ms:
-        return NEVER
-    moment = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    last = time_text(target.last_ms) if target.last_ms else NEVER
+    return {**target.about(), "lastScrape": last}
