@@ -36,8 +36,6 @@ cdef enum:
     LABELS_HEADER = 4 + 4           # id, size
     RUN_HEADER = 4 + 4 + 4 + 4 + 8 + 8  # id, count, flags, 0, first time, step
     RUN_UNEVEN = 1                  # flag: the times are there
-    NOGIL_FROM = 4096               # samples from which copying lets others run
-    PIECE_BYTES = 1 << 18           # sealed chunks are collected in pieces of about this
     FIRST_SAMPLES = 8
 
 cdef int forks = 0              # since the program began: a child must not write for its parent
@@ -58,7 +56,6 @@ CHUNK = np.dtype([
 CHUNK_SIZE = sizeof(chunk_t)
 assert CHUNK.itemsize == CHUNK_SIZE == 4 * 4 + 3 * 8 + 2 * 4 + 2 * 2 + 4
 KEY_BYTES_MAX = 8192
-SAMPLES_MAX = HEAD_SAMPLES
 NONE_MS = INT64_MIN
 
 
@@ -648,21 +645,6 @@ cdef class Head:
                 result = self.flush_locked()
             self.drop()
             self.settle(result)
-
-    def try_flush(self):
-        """The same, without calling for room: False when the log has none."""
-        cdef int result
-        self.take()
-        with nogil:
-            result = self.flush_locked()
-        self.drop()
-        if result != LOG_NO_SEGMENT:
-            self.log._raise(result, 0)
-        return result == LOG_OK
-
-    @property
-    def unflushed(self):
-        return self.batch_filled > 0 or self.labels_filled > 0
 
     @property
     def journal_bytes(self):
