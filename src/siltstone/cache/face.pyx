@@ -126,26 +126,32 @@ cdef class Face:
 
     # Reading --------------------------------------------------------------------------------
 
-    cdef object _fetch(self, cache_t *cache, key_t *key, uint64_t hash, meta_t *meta):
-        """The value's bytes, or None; `meta` tells flags and CAS."""
-        cdef read_t cursor
-        cdef int status
+    cdef object _in_memory(self, cache_t *cache, key_t *key, uint64_t hash, read_t *cursor,
+                           int *status):
+        """The value's bytes if RAM has them; else None, and `status` says why."""
         cdef object value
         cursor.tries = 0
         cursor.no_bump = False
         cursor.no_wait = True
         while True:
-            status = cache_find(cache, key.data, <uint32_t>key.size, hash, &cursor)
-            if status != CACHE_FOUND:
-                break
+            status[0] = cache_find(cache, key.data, <uint32_t>key.size, hash, cursor)
+            if status[0] != CACHE_FOUND:
+                return None
             if cursor.locked:
-                meta[0] = cursor.meta
-                return self._copy_locked(cache, &cursor)
+                return self._copy_locked(cache, cursor)
             value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>cursor.value_size)
-            cache_copy(&cursor, PyBytes_AS_STRING(value))
-            if cache_found(cache, &cursor):
-                meta[0] = cursor.meta
+            cache_copy(cursor, PyBytes_AS_STRING(value))
+            if cache_found(cache, cursor):
                 return value
+
+    cdef object _fetch(self, cache_t *cache, key_t *key, uint64_t hash, meta_t *meta):
+        """The value's bytes, or None; `meta` tells flags and CAS."""
+        cdef read_t cursor
+        cdef int status
+        cdef object value = self._in_memory(cache, key, hash, &cursor, &status)
+        if status == CACHE_FOUND:
+            meta[0] = cursor.meta
+            return value
         if status == CACHE_FLASH or status == CACHE_WOULD_BLOCK:
             return self._fetch_slowly(cache, key, hash, &cursor, meta, status == CACHE_FLASH)
         if status != CACHE_MISS:
@@ -211,6 +217,19 @@ cdef class Face:
         if data is None:
             return default
         return self._value(data, meta.client_flags)
+
+    def _get_now(self, key, default, later):
+        """`get` of what is in RAM; `later` when it must be waited for (flash, a shard's lock)."""
+        cdef cache_t *cache = self._open()
+        cdef key_t where
+        cdef read_t cursor
+        cdef int status
+        cdef object keep = _key(key, &where)
+        cdef object data = self._in_memory(cache, &where, cache_hash(
+            cache, where.data, <uint32_t>where.size), &cursor, &status)
+        if status == CACHE_FOUND:
+            return self._value(data, cursor.meta.client_flags)
+        return default if status == CACHE_MISS else later
 
     def __getitem__(self, key):
         cdef cache_t *cache = self._open()

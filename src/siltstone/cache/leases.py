@@ -124,6 +124,22 @@ async def compute_once_async(
         _give_back(cache, key, found)
 
 
+def key_maker(
+    function: Callable[..., Any], *, typed: bool, ignore: set[int | str], name: str | None
+) -> Callable[..., Key]:
+    """The function that makes the key of a call of `function`."""
+    base = name or f"{function.__module__}.{function.__qualname__}"
+
+    def cache_key(*args: Any, **kwargs: Any) -> Key:
+        kept = [value for place, value in enumerate(args) if place not in ignore]
+        named = sorted((key, value) for key, value in kwargs.items() if key not in ignore)
+        parts = [_hashable(value, typed) for value in kept]
+        parts += [(key, _hashable(value, typed)) for key, value in named]
+        return _short((base, *parts, "") if named else (base, *parts))
+
+    return cache_key
+
+
 def memoized(
     cache: Cache,
     function: Callable[..., Any],
@@ -135,14 +151,7 @@ def memoized(
     name: str | None,
 ) -> Callable[..., Any]:
     """See Cache.memoize."""
-    base = name or f"{function.__module__}.{function.__qualname__}"
-
-    def cache_key(*args: Any, **kwargs: Any) -> Key:
-        kept = [value for place, value in enumerate(args) if place not in ignore]
-        named = sorted((key, value) for key, value in kwargs.items() if key not in ignore)
-        parts = [_hashable(value, typed) for value in kept]
-        parts += [(key, _hashable(value, typed)) for key, value in named]
-        return _short((base, *parts, "") if named else (base, *parts))
+    cache_key = key_maker(function, typed=typed, ignore=ignore, name=name)
 
     if inspect.iscoroutinefunction(function):
 

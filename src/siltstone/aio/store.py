@@ -11,37 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from itertools import islice
-from typing import Any, BinaryIO, Final, Self
+from collections.abc import AsyncIterator, Callable
+from typing import Any, BinaryIO
 
-from siltstone import errors
+from siltstone.aio.face import OpenedLater, awaited, fetched
 from siltstone.store import store as plain
 from siltstone.store.transaction import Batch, Transaction
 from siltstone.store.watch import Watch
-
-FETCHED_AT_ONCE: Final = 256
-
-
-def _awaited(name: str) -> Callable[..., Awaitable[Any]]:
-    """A method that calls the one of the same name in a thread."""
-
-    async def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        return await asyncio.to_thread(lambda: getattr(self._plain(), name)(*arguments, **options))
-
-    call.__name__ = name
-    call.__doc__ = f"`{name}` of `siltstone.Store`, awaitable."
-    return call
-
-
-async def _fetched(begin: Callable[[], Iterator[Any]]) -> AsyncIterator[Any]:
-    """The items of an iterator, fetched in threads."""
-    iterator = await asyncio.to_thread(begin)
-    while chunk := await asyncio.to_thread(lambda: list(islice(iterator, FETCHED_AT_ONCE))):
-        for item in chunk:
-            yield item
 
 
 class Reading:
@@ -54,11 +30,11 @@ class Reading:
         """What does the work, in threads."""
         return self._found
 
-    get = _awaited("get")
-    first = _awaited("first")
-    last = _awaited("last")
-    next_after = _awaited("next_after")
-    last_before = _awaited("last_before")
+    get = awaited("get")
+    first = awaited("first")
+    last = awaited("last")
+    next_after = awaited("next_after")
+    last_before = awaited("last_before")
 
     async def contains(self, key: bytes) -> bool:
         """`key in store`."""
@@ -70,15 +46,15 @@ class Reading:
 
     def items(self, *bounds: Any, **more: Any) -> AsyncIterator[tuple[bytes, bytes]]:
         """(key, value) pairs of a range; bounds as of `siltstone.Store.items`."""
-        return _fetched(lambda: iter(self._plain().items(*bounds, **more)))
+        return fetched(lambda: iter(self._plain().items(*bounds, **more)))
 
     def keys(self, *bounds: Any, **more: Any) -> AsyncIterator[bytes]:
         """The keys of a range."""
-        return _fetched(lambda: iter(self._plain().keys(*bounds, **more)))
+        return fetched(lambda: iter(self._plain().keys(*bounds, **more)))
 
     def values(self, *bounds: Any, **more: Any) -> AsyncIterator[bytes]:
         """The values of a range."""
-        return _fetched(lambda: iter(self._plain().values(*bounds, **more)))
+        return fetched(lambda: iter(self._plain().values(*bounds, **more)))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self.keys()
@@ -87,16 +63,16 @@ class Reading:
 class Tree(Reading):
     """A tree, awaitable."""
 
-    set = _awaited("set")
-    delete = _awaited("delete")
-    pop = _awaited("pop")
-    set_default = _awaited("set_default")
-    pop_first = _awaited("pop_first")
-    pop_last = _awaited("pop_last")
-    compare_and_set = _awaited("compare_and_set")
-    merge = _awaited("merge")
-    update = _awaited("update")
-    clear = _awaited("clear")
+    set = awaited("set")
+    delete = awaited("delete")
+    pop = awaited("pop")
+    set_default = awaited("set_default")
+    pop_first = awaited("pop_first")
+    pop_last = awaited("pop_last")
+    compare_and_set = awaited("compare_and_set")
+    merge = awaited("merge")
+    update = awaited("update")
+    clear = awaited("clear")
 
     def set_merge(self, function: Callable[[bytes, bytes | None, bytes], bytes | None]) -> None:
         """The function that `merge` uses; it runs in threads."""
@@ -124,9 +100,9 @@ class Transacted(Reading):
     def __setitem__(self, key: bytes, value: bytes) -> None:
         self._plain()[key] = value
 
-    delete = _awaited("delete")
-    pop = _awaited("pop")
-    set_default = _awaited("set_default")
+    delete = awaited("delete")
+    pop = awaited("pop")
+    set_default = awaited("set_default")
 
     async def tree(self, name: str) -> Transacted:
         return Transacted(await asyncio.to_thread(self._plain().tree, name))
@@ -141,57 +117,32 @@ class Stream:
     def _plain(self) -> BinaryIO:
         return self._file
 
-    read = _awaited("read")
-    write = _awaited("write")
-    seek = _awaited("seek")
-    tell = _awaited("tell")
+    read = awaited("read")
+    write = awaited("write")
+    seek = awaited("seek")
+    tell = awaited("tell")
 
 
-class Store(Tree):
+class Store(OpenedLater, Tree):
     """`async with aio.Store(path, ...) as store`; arguments are those of `siltstone.Store`.
 
     The first call opens it, in a thread. Also as `await aio.Store(path)`.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(None)
-        self._open = functools.partial(plain.Store, *arguments, **options)
-        self._closed = False
-        self._guard = threading.Lock()
+        super().__init__("store", plain.Store, *arguments, **options)
 
-    def _plain(self) -> Any:
-        with self._guard:
-            if self._closed:
-                raise errors.Closed("the store is closed")
-            if self._found is None:
-                self._found = self._open()
-            return self._found
-
-    async def _opened(self) -> Self:
-        await asyncio.to_thread(self._plain)
-        return self
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self._opened().__await__()
-
-    async def close(self) -> None:
-        """Idempotent; a store that nobody used is not even opened."""
-        with self._guard:
-            found, self._closed = self._found, True
-        if found is not None:
-            await asyncio.to_thread(found.close)
-
-    sync = _awaited("sync")
-    checkpoint = _awaited("checkpoint")
-    verify = _awaited("verify")
-    backup = _awaited("backup")
-    generate_id = _awaited("generate_id")
-    trees = _awaited("trees")
-    drop_tree = _awaited("drop_tree")
-    stats = _awaited("stats")
-    transact = _awaited("transact")
-    dump = _awaited("dump")
-    load = _awaited("load")
+    sync = awaited("sync")
+    checkpoint = awaited("checkpoint")
+    verify = awaited("verify")
+    backup = awaited("backup")
+    generate_id = awaited("generate_id")
+    trees = awaited("trees")
+    drop_tree = awaited("drop_tree")
+    stats = awaited("stats")
+    transact = awaited("transact")
+    dump = awaited("dump")
+    load = awaited("load")
 
     async def tree(self, name: str) -> Tree:
         """The tree of that name, made when there is none."""
@@ -240,9 +191,3 @@ class Store(Tree):
             await asyncio.to_thread(file.__exit__, type(error), error, error.__traceback__)
             raise
         await asyncio.to_thread(file.__exit__, None, None, None)
-
-    async def __aenter__(self) -> Self:
-        return await self._opened()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
