@@ -131,17 +131,23 @@ def encode_value(codec: Codec, value: Any) -> tuple[bytes, int]:
             return b"%d" % value, FLAGS_INT
     elif kind is bytearray or kind is memoryview:
         return bytes(value), FLAGS_BYTES
+    return encoded(codec, value), codec.flags
+
+
+def encoded(codec: Codec, value: Any) -> bytes:
+    """What the codec makes of `value`, whatever its type; InvalidValue if it cannot take it."""
     try:
         data = codec.encode(value)
     except InvalidValue:
         raise
     except Exception as error:
-        raise InvalidValue(f"codec {codec.name} cannot encode {kind.__name__}: {error}") from error
+        name = type(value).__name__
+        raise InvalidValue(f"codec {codec.name} cannot encode {name}: {error}") from error
     if type(data) is not bytes:
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise InvalidValue(f"codec {codec.name} returned {type(data).__name__}, not bytes")
         data = bytes(data)
-    return data, codec.flags
+    return data
 
 
 def decode_value(codec: Codec, data: bytes, flags: int) -> Any:
@@ -149,7 +155,7 @@ def decode_value(codec: Codec, data: bytes, flags: int) -> Any:
     if flags == FLAGS_BYTES:
         return data
     if flags == codec.flags:
-        return _decode(codec, data)
+        return decoded(codec, data)
     if flags == FLAGS_STR:
         try:
             return data.decode()
@@ -161,10 +167,11 @@ def decode_value(codec: Codec, data: bytes, flags: int) -> Any:
             return int(digits)
         return data
     safe = _SAFE.get(flags)
-    return data if safe is None else _decode(safe, data)
+    return data if safe is None else decoded(safe, data)
 
 
-def _decode(codec: Codec, data: bytes) -> Any:
+def decoded(codec: Codec, data: bytes) -> Any:
+    """What the codec makes of bytes that it encoded; InvalidValue if it cannot."""
     try:
         return codec.decode(data)
     except Exception as error:

@@ -27,6 +27,10 @@ class KeyMissing(CallerError, KeyError):
     """No item under this key."""
 
 
+class OutOfRange(CallerError, IndexError):
+    """There is no value at that place of a sequence."""
+
+
 class InvalidKey(CallerError, ValueError):
     """A key of the wrong type, empty, or longer than the limit."""
 
@@ -49,6 +53,10 @@ class NotANumber(CallerError, ValueError):
 
 class Closed(CallerError, ValueError):
     """Use after close()."""
+
+
+class NotHeld(CallerError, RuntimeError, AssertionError):
+    """A lock was released that its caller does not hold."""
 
 
 class Conflict(CallerError, RuntimeError):

@@ -1,4 +1,4 @@
-"""`siltstone import netdata` and `export netdata`: samples of other programs' files, in and out.
+"""`siltstone import netdata`, `export netdata`, `import diskcache`: other programs' files.
 
 Promises: progress on stderr where a person watches; an import that was interrupted goes on where
 it was, and one that is repeated changes nothing; exit code 1 when something could not be read.
@@ -16,11 +16,21 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TimeRemainingColumn,
+)
 
 from siltstone import errors
+from siltstone.cache.cache import Cache
+from siltstone.cache.existing import existing_options
 
 PROBLEMS_SHOWN = 20
+FLASH_MIN = 1 << 30
 
 import_app = typer.Typer(help="Take over the data of other programs.", no_args_is_help=True)
 export_app = typer.Typer(help="Write data for other programs.", no_args_is_help=True)
@@ -49,10 +59,45 @@ def import_netdata(
     labels = None if names is None else netdata.read_names(names)
     if not netdata.is_store(directory):
         netdata.open(directory)  # says what is missing, before anything is created
-    with Metrics(into) as metrics, _progress(directory) as progress:
+    with Metrics(into) as metrics, _progress(directory, DownloadColumn()) as progress:
         report = metrics.import_netdata(directory, labels, tier=tier, progress=progress)
         metrics.sync()
     _say(report, as_json, f"{report.samples} samples of {report.series} series into {into}")
+    return 0 if report.ok else 1
+
+
+@import_app.command("diskcache")
+def import_diskcache(
+    directory: Annotated[Path, typer.Argument(help="A directory of diskcache 5.")],
+    into: Annotated[Path, typer.Option("--into", help="Data directory of the cache.")],
+    unpickle: Annotated[
+        bool, typer.Option("--unpickle", help="Trust it: run what its pickles say.")
+    ] = False,
+    ram: Annotated[str | None, typer.Option("--ram", help='Memory limit, "64MiB".')] = None,
+    flash: Annotated[
+        str | None, typer.Option("--flash", help="Flash.  [default: twice the directory, or 1GiB]")
+    ] = None,
+    codec: Annotated[
+        str, typer.Option("--codec", help="What encodes objects: msgpack, json or pickle.")
+    ] = "msgpack",
+    as_json: JsonOption = False,
+) -> int:
+    """Import diskcache's items. Plain data only, unless told to trust what is pickled."""
+    from siltstone.adapters import diskcache
+
+    diskcache.databases_of(directory)  # says what is missing, before anything is created
+    if (into / "lock").is_file():
+        if ram is not None or flash is not None:
+            raise errors.ConfigError(f"{into} is a cache and has its sizes: no --ram, no --flash")
+        options = existing_options(into)
+    else:
+        room = max(FLASH_MIN, 2 * diskcache.bytes_in(directory))
+        options = {"path": into, "ram": ram or "64MiB", "flash": flash or room}
+    count = MofNCompleteColumn()
+    with Cache(codec=codec, **options) as cache, _progress(directory, count) as progress:
+        report = diskcache.import_directory(directory, cache, unpickle=unpickle, progress=progress)
+        cache.sync()
+    _say(report, as_json, f"{report.items} items into {into}; {report.expired} had expired")
     return 0 if report.ok else 1
 
 
@@ -91,13 +136,15 @@ def _needs_metrics(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(directory: Path) -> Iterator[Callable[[int, int], None] | None]:
-    """A function of (bytes done, of) that draws on stderr; None where nobody watches."""
+def _progress(
+    directory: Path, count: ProgressColumn
+) -> Iterator[Callable[[int, int], None] | None]:
+    """A function of (done, of) that draws on stderr; None where nobody watches."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
         return
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = ("{task.description}", BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"reading {directory}", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

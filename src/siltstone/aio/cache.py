@@ -89,6 +89,7 @@ class Cache(OpenedLater):
     prepend = awaited("prepend")
     touch = awaited("touch")
     compare_and_set = awaited("compare_and_set")
+    compare_and_delete = awaited("compare_and_delete")
     set_many = awaited("set_many")
     delete_many = awaited("delete_many")
     setdefault = awaited("setdefault")

@@ -198,6 +198,11 @@ class Cache(Face):
         """Whether something was there to delete."""
         return self._change(Change.DELETE, key)[0] == Change.OK
 
+    def compare_and_delete(self, key: Key, token: int) -> bool:
+        """Delete only if nobody stored since the token was given. Whether it was deleted."""
+        options = Change.CAS
+        return self._change(Change.DELETE, key, options=options, cas=_token(token))[0] == Change.OK
+
     def pop(self, key: Key, default: Any = None) -> Any:
         """Delete the item and give back its value, or `default`."""
         status, _, _, data, flags = self._change(Change.DELETE, key, options=Change.WANT_VALUE)
@@ -234,11 +239,16 @@ class Cache(Face):
         """Store only if nobody stored since the token was given; None: only if nothing is there."""
         if token is None:
             return self.add(key, value, ttl, tag)
-        if type(token) is not int or not 0 <= token < _U64:
-            raise errors.InvalidValue(f"a token is what get_with_token() gave, not {token!r:.40}")
         data, flags = codecs.encode_value(self._resolved, value)
         status, *_ = self._change(
-            Change.SET, key, data, flags, self._until(ttl), Change.CAS, token, tag=self._tag(tag)
+            Change.SET,
+            key,
+            data,
+            flags,
+            self._until(ttl),
+            Change.CAS,
+            _token(token),
+            tag=self._tag(tag),
         )
         return status == Change.OK
 
@@ -485,6 +495,12 @@ def _whole(number: int, what: str) -> int:
         return operator.index(number)
     except TypeError:
         raise errors.NotANumber(f"{what} {number!r} is not a whole number") from None
+
+
+def _token(token: int) -> int:
+    if type(token) is not int or not 0 <= token < _U64:
+        raise errors.InvalidValue(f"a token is what get_with_token() gave, not {token!r:.40}")
+    return token
 
 
 def _plain(data: bytes) -> bytes:

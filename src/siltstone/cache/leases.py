@@ -11,12 +11,11 @@ import asyncio
 import functools
 import hashlib
 import inspect
-import itertools
-import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
 from siltstone import codecs
+from siltstone.cache.holders import is_alive, new_token
 from siltstone.codecs import Key
 from siltstone.errors import InvalidKey
 
@@ -26,13 +25,12 @@ if TYPE_CHECKING:
 _MISSING: Final = object()
 _PAUSE_MIN_S: Final = 0.001
 _PAUSE_MAX_S: Final = 0.05
-_serial: Final = itertools.count()
-
 
 _LEASE: Final = "\0siltstone.lease"  # first element of the tuple that is a lease's key
 
 
-def _lease_key(key: Key) -> Key:
+def lease_key(key: Key) -> Key:
+    """Where the lease of a computation is; no iteration over the cache shows it."""
     return (_LEASE, codecs.encode_key(key))
 
 
@@ -43,15 +41,13 @@ def is_lease(key: Key) -> bool:
 
 def _attempts(cache: Cache, key: Key) -> Generator[float, None, tuple[bool, Any]]:
     """Yield pauses until the value is there (False, value) or ours to compute (True, token)."""
-    arena = cache.engine.arena
-    started = arena.process(arena.slot)[1]
-    token = f"{arena.slot}.{started}.{threading.get_ident()}.{next(_serial)}".encode()
+    token = new_token(cache).encode()
     pause = _PAUSE_MIN_S
     while True:
         value = cache.get(key, _MISSING)
         if value is not _MISSING:
             return False, value
-        if cache.add(_lease_key(key), token, ttl=cache.settings.lease):
+        if cache.add(lease_key(key), token, ttl=cache.settings.lease):
             value = cache.get(key, _MISSING)  # stored between our look and our lease?
             if value is _MISSING:
                 return True, token
@@ -65,21 +61,21 @@ def _attempts(cache: Cache, key: Key) -> Generator[float, None, tuple[bool, Any]
 
 def _take_orphan(cache: Cache, key: Key) -> bool:
     """Whether the lease's process was dead (the lease is gone then)."""
-    held, token = cache.get_with_token(_lease_key(key))
+    held, token = cache.get_with_token(lease_key(key))
     if not isinstance(held, bytes):
         return True
-    slot, _, rest = held.partition(b".")
-    if cache._attachment.member_alive(int(slot), int(rest.partition(b".")[0])):
+    if is_alive(cache, held.decode("latin-1")):
         return False
-    if cache.compare_and_set(_lease_key(key), b"0.0.", token, ttl=0.001):
-        cache.delete(_lease_key(key))
+    if token is not None:
+        cache.compare_and_delete(lease_key(key), token)
     return True
 
 
 def _give_back(cache: Cache, key: Key, token: bytes) -> None:
     # Only our own: after the time limit it may be another's.
-    if cache.get(_lease_key(key)) == token:
-        cache.delete(_lease_key(key))
+    held, cas = cache.get_with_token(lease_key(key))
+    if held == token and cas is not None:
+        cache.compare_and_delete(lease_key(key), cas)
 
 
 def compute_once(
