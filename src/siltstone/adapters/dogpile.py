@@ -14,6 +14,7 @@ from dogpile.cache.api import NO_VALUE, CacheBackend, CantDeserializeException
 
 from siltstone import codecs
 from siltstone.cache.cache import Cache
+from siltstone.codecs import Key
 from siltstone.errors import InvalidValue
 from siltstone.recipes.locks import Lock
 
@@ -56,7 +57,8 @@ class SiltstoneBackend(CacheBackend):
         self.cache.set(key, value, self._ttl)
 
     def set_multi(self, mapping: Mapping[str, Any]) -> None:
-        self.cache.set_many(dict(mapping), self._ttl)
+        values: dict[Key, Any] = dict(mapping)
+        self.cache.set_many(values, self._ttl)
 
     def delete(self, key: str) -> None:
         self.cache.delete(key)
