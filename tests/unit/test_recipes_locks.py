@@ -266,11 +266,11 @@ def test_a_result_is_renewed_before_it_expires(timed: siltstone.Cache, clock: Ti
         return [number, len(calls)]
 
     assert slow(5) == [5, 1]
-    chance.number = 0.5  # -ln(0.5) = 0.69 seconds before the end
-    clock.advance(9)
+    chance.number = 0.9  # -ln(1 - 0.9) = 2.3 seconds before the end
+    clock.advance(7)
     assert slow(5) == [5, 1]
     assert len(calls) == 1
-    clock.advance(0.5)
+    clock.advance(1)
     assert slow(5) == [5, 1]  # the old one, at once
     assert renewed.wait(30)
     chance.number = 0.0

@@ -14,7 +14,6 @@ from dogpile.cache.api import NO_VALUE, CacheBackend, CantDeserializeException
 
 from siltstone import codecs
 from siltstone.cache.cache import Cache
-from siltstone.codecs import Key
 from siltstone.errors import InvalidValue
 from siltstone.recipes.locks import Lock
 
@@ -57,7 +56,7 @@ class SiltstoneBackend(CacheBackend):
         self.cache.set(key, value, self._ttl)
 
     def set_multi(self, mapping: Mapping[str, Any]) -> None:
-        values: dict[Key, Any] = dict(mapping)
+        values: dict[Any, Any] = dict(mapping)
         self.cache.set_many(values, self._ttl)
 
     def delete(self, key: str) -> None:

@@ -103,11 +103,8 @@ class Index(Kept, MutableMapping[Key, Any]):
         if self._do(lambda transaction: self._take(transaction, key)) is MISSING:
             raise KeyMissing(key)
 
-    def __contains__(self, key: object) -> bool:
-        number: bytes | None = self._do(
-            lambda transaction: transaction.tree(KEYS).get(codecs.encode_key(key))  # type: ignore[arg-type]
-        )
-        return number is not None
+    def __contains__(self, key: Any) -> bool:
+        return self._do(lambda transaction: codecs.encode_key(key) in transaction.tree(KEYS))
 
     def __len__(self) -> int:
         return self._count()
