@@ -52,6 +52,7 @@ TOP = {
     "segment_map",
     "transfer",
     "store_commands",
+    "top",
 }  # commands: use everything, are used by no layer
 
 # One seam to the operating system, one to time and chance.

@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +30,7 @@ from siltstone import (
     metrics_commands,
     segment_map,
     store_commands,
+    top,
     transfer,
 )
 from siltstone.cache.existing import existing_options
@@ -476,7 +478,7 @@ def stats(
         with MemcachedClient(address) as client:
             values = dict(client.stats(group))
     if as_json:
-        _print_json({name: _number(value) for name, value in values.items()})
+        _print_json({name: top.number_of(value) for name, value in values.items()})
         return
     table = Table(show_header=False, show_edge=False)
     table.add_column("name")
@@ -494,15 +496,32 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + name, value
 
 
-def _number(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
+@app.command("top")
+def top_command(
+    path: PathOption = None,
+    server: ServerOption = None,
+    interval: Annotated[
+        str, typer.Option("--interval", "-n", help='Time between looks: seconds, "500ms".')
+    ] = "1s",
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, help="End after so many.  [default: Ctrl-C]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each look.")] = False,
+) -> None:
+    """Watch what a cache is doing: rates of all that changes, Ctrl-C ends it."""
+    address, seconds = _where(path, server), config.parse_duration(interval)
+    if seconds <= 0:
+        raise errors.ConfigError(f"--interval {interval}: use more than 0 seconds")
+    source: Any = _opened(path) if path is not None else MemcachedClient(address or DEFAULT_SERVER)
+    with source as watched:
+        looks = top.looks(watched.stats, seconds, count, SYSTEM_CLOCK)
+        if as_json:
+            for look in looks:
+                print(msgspec.json.encode(look.as_json()).decode(), flush=True)
+            return
+        with Live(console=out, auto_refresh=False, screen=out.is_terminal) as screen:
+            for look in looks:
+                screen.update(top.render(look, max(out.height - 5, 1)), refresh=True)
 
 
 @app.command("inspect")
