@@ -18,7 +18,6 @@ from siltstone.cache import attachment as attachment_module
 from siltstone.cache import trial
 from siltstone.log.device import FileDevice
 
-
 COMPACTED = 1  # the stream that compaction writes to
 
 
@@ -193,7 +192,7 @@ def test_a_writer_does_not_wait_for_who_is_stopped_in_the_compacted_stream(make:
         trial.leave_stream(rig.cache.engine, COMPACTED)
 
     def write() -> None:
-        with pytest.raises(errors.Busy):
+        with pytest.raises(errors.Busy):  # noqa: PT012
             for number in range(10_000):
                 rig.cache[f"new {number}"] = value_of(number)
 

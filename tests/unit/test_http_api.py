@@ -142,7 +142,19 @@ def test_times(client: TestClient, engine: Engine, text: str, seconds: float) ->
     assert engine.calls[0][2] == seconds
 
 
-@pytest.mark.parametrize("text", ["x", "NaN", "inf", "2023-11-14", "2023-11-14T22:13:20", " 1", "1_0", "١"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "NaN",
+        "inf",
+        "2023-11-14",
+        "2023-11-14T22:13:20",
+        " 1",
+        "1_0",
+        "\N{ARABIC-INDIC DIGIT ONE}",
+    ],
+)
 def test_what_is_no_time(client: TestClient, text: str) -> None:
     response = client.get("/api/v1/query", params={"query": "up", "time": text})
     expected = f'invalid parameter "time": cannot parse "{text}" to a valid timestamp'
