@@ -25,10 +25,10 @@ from siltstone.metrics.metrics import Metrics
 from siltstone.metrics.source import STALE_NAN_BITS
 from siltstone.serve.http import application
 from siltstone.serve.loop import LoopThread
-from siltstone.serve.scrape_settings import ScrapeSettings
+from siltstone.serve.scrape_settings import ScrapeSettings, duration_text
 from siltstone.serve.scraping import LATE_MS_MAX, Scraper, next_tick
 from siltstone.serve.sink import Sink
-from siltstone.serve.target import SPARE_MIN, Target, _seconds, labelled
+from siltstone.serve.target import SPARE_MIN, Target, labelled
 
 NOW = 1_700_000_000_000
 STALE = "stale"
@@ -133,6 +133,7 @@ def test_an_answer_that_cannot_be_used_gives_nothing_and_ends_what_was(
 
 def test_each_scrape_is_reported(metrics: Metrics, sink: Sink) -> None:
     target = Target(job(), "h:1", sink)
+    target.kept = 6
     target.report(NOW, 0.25, 7, 3, None)
     target.report(NOW + 10, 0.5, 0, 0, OSError("no route"))
     assert (target.health, target.last_error, target.last_seconds) == ("down", "no route", 0.5)
@@ -140,7 +141,7 @@ def test_each_scrape_is_reported(metrics: Metrics, sink: Sink) -> None:
         ("__name__=up",): [(0, 1.0), (10, 0.0)],
         ("__name__=scrape_duration_seconds",): [(0, 0.25), (10, 0.5)],
         ("__name__=scrape_samples_scraped",): [(0, 7.0), (10, 0.0)],
-        ("__name__=scrape_samples_post_metric_relabeling",): [(0, 7.0), (10, 0.0)],
+        ("__name__=scrape_samples_post_metric_relabeling",): [(0, 6.0), (10, 0.0)],
         ("__name__=scrape_series_added",): [(0, 3.0), (10, 0.0)],
     }
 
@@ -157,7 +158,7 @@ def test_what_answers_no_longer_have_is_forgotten(sink: Sink) -> None:
     ("seconds", "text"), [(15, "15s"), (90, "1m30s"), (0.5, "500ms"), (86400, "1d"), (3600, "1h")]
 )
 def test_durations_are_told_as_prometheus_does(seconds: float, text: str) -> None:
-    assert _seconds(seconds) == text
+    assert duration_text(seconds) == text
 
 
 # Asking -------------------------------------------------------------------------------------
@@ -350,7 +351,7 @@ def test_jobs_are_read_from_a_file(tmp_path: Any) -> None:
     file.write_text(TOML)
     (node,) = load([ScrapeSettings], file=file)["scrape"]
     assert (node.scrape_interval, node.scrape_timeout) == (60.0, 10.0)
-    assert [node.url_of(target) for target in node.targets] == [
+    assert [node.place_of(target).url for target in node.targets] == [
         "http://localhost:9100/metrics",
         "http://[::1]:9100/metrics",
         "http://plain:80/metrics",

@@ -1,7 +1,9 @@
 """[[scrape]]: what is asked for its metrics, how often, and what it may answer.
 
 Names and meaning are those of `scrape_configs` in Prometheus' configuration; `targets` and `labels`
-are those of its `static_configs`.
+are those of its `static_configs`. Before a target is asked, relabel_configs may change where and
+what it is: the labels __address__, __scheme__, __metrics_path__ and __param_NAME say that; those
+that begin with __ are nobody's afterwards.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from siltstone.config import (
@@ -26,6 +28,7 @@ from siltstone.config import (
 )
 from siltstone.errors import ConfigError
 from siltstone.serve.peers import LABELS, PARAMETERS, PeerSettings
+from siltstone.serve.relabelling import RULES, Rule, relabelled
 from siltstone.serve.settings import split_address
 
 TIMEOUT_SECONDS: Final = 10.0
@@ -55,6 +58,13 @@ def _check_target(target: Any) -> None:
         raise ConfigError(f"{target!r} is no target: write host:port")
 
 
+class Place(NamedTuple):
+    """Where a target is, and what its samples get."""
+
+    url: str
+    labels: dict[str, str]
+
+
 TARGETS: Final = Kind("targets", _targets, ",".join)
 
 
@@ -75,6 +85,12 @@ class ScrapeSettings(PeerSettings):
     scheme: str = setting("http", TEXT, "how it is asked", choices=("http", "https"))
     params: dict[str, tuple[str, ...]] = setting("", PARAMETERS, "of the URL")
     labels: dict[str, str] = setting("", LABELS, "of all series beside job and instance")
+    relabel_configs: tuple[Rule, ...] = setting(
+        (), RULES, "rewrite the labels of targets, or drop some, before they are asked"
+    )
+    metric_relabel_configs: tuple[Rule, ...] = setting(
+        (), RULES, "rewrite the labels of what was scraped, or drop some of it"
+    )
     honor_labels: bool = setting(
         False, SWITCH, "labels that both have: true keeps what was scraped, false as exported_NAME"
     )
@@ -99,13 +115,67 @@ class ScrapeSettings(PeerSettings):
                 f"longer than scrape_interval: use {format_duration(self.scrape_interval)} or less",
             )
         assert math.isfinite(self.scrape_timeout)
+        for target in self.targets:
+            self.place_of(target)
 
     def address_of(self, target: str) -> str:
         """host:port, as the label `instance` has it."""
-        host, port = split_address(target, PORTS[self.scheme])
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return address_text(target, self.scheme)
 
-    def url_of(self, target: str) -> str:
-        query = urlencode(list(self.params.items()), doseq=True)
-        url = f"{self.scheme}://{self.address_of(target)}{self.metrics_path}"
-        return f"{url}?{query}" if query else url
+    def discovered(self, target: str) -> dict[str, str]:
+        """The labels of a target before its rules, as Prometheus names them."""
+        parameters = {f"__param_{name}": texts[0] for name, texts in self.params.items() if texts}
+        return {
+            "__address__": self.address_of(target),
+            "__metrics_path__": self.metrics_path,
+            "__scheme__": self.scheme,
+            "__scrape_interval__": duration_text(self.scrape_interval),
+            "__scrape_timeout__": duration_text(self.scrape_timeout),
+            "job": self.job_name,
+            **parameters,
+            **self.labels,
+        }
+
+    def place_of(self, target: str) -> Place | None:
+        """Where it is asked; None: the rules drop it."""
+        given = self.discovered(target)
+        labels = relabelled(given, self.relabel_configs)
+        if labels is None:
+            return None
+        for name in ("__scrape_interval__", "__scrape_timeout__"):
+            if labels.pop(name, "") != given[name]:
+                self.refuse("relabel_configs", f"{name} is the job's: make a job of its own")
+        scheme = labels.pop("__scheme__", "http")
+        path = labels.pop("__metrics_path__", "/metrics")
+        try:
+            _check_target(labels.get("__address__", ""))
+            address = address_text(labels.pop("__address__"), scheme)
+        except (ConfigError, KeyError) as error:
+            self.refuse("relabel_configs", f"{target} becomes none: {error}")
+        if scheme not in PORTS or not path.startswith("/"):
+            self.refuse("relabel_configs", f"{target} becomes {scheme}://{address}{path}")
+        parameters = dict(self.params)
+        for name in [name for name in labels if name.startswith("__param_")]:
+            own = name.removeprefix("__param_")
+            parameters[own] = (labels[name], *parameters.get(own, ())[1:])
+        query = urlencode(list(parameters.items()), doseq=True)
+        own_labels = {name: text for name, text in labels.items() if not name.startswith("__")}
+        url = f"{scheme}://{address}{path}{'?' if query else ''}{query}"
+        return Place(url, {"instance": address, **own_labels})
+
+
+def address_text(target: str, scheme: str) -> str:
+    """host:port, with the scheme's port where it names none."""
+    host, port = split_address(target, PORTS.get(scheme, 80))
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def duration_text(seconds: float) -> str:
+    """As Prometheus prints durations: 1m30s, 15s, 500ms."""
+    ms = round(seconds * 1000)
+    parts = []
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, ms = divmod(ms, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"

@@ -45,7 +45,17 @@ class Scraper:
     def __init__(self, jobs: Sequence[ScrapeSettings], sink: Sink, clock: Clock) -> None:
         self.clock = clock
         self.jobs = jobs
-        self.targets = [Target(job, address, sink) for job in jobs for address in job.targets]
+        self.targets: list[Target] = []
+        self.dropped: list[dict[str, str]] = []  # by rules: what they were discovered as
+        for job in jobs:
+            seen = set()  # rules may make one of two
+            for address in job.targets:
+                place = job.place_of(address)
+                if place is None:
+                    self.dropped.append(job.discovered(address))
+                elif (key := (place.url, *sorted(place.labels.items()))) not in seen:
+                    seen.add(key)
+                    self.targets.append(Target(job, address, sink))
         self.scrapes = self.failures = 0
         self._clients: dict[str, httpx2.AsyncClient] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -152,7 +162,8 @@ class Scraper:
     async def _about(self, request: Request) -> Response:
         state = first(await parameters(request), "state").lower()
         active = [_about(target) for target in self.targets] if state != "dropped" else []
-        return success({"activeTargets": active, "droppedTargets": []})
+        gone = [{"discoveredLabels": one} for one in self.dropped] if state != "active" else []
+        return success({"activeTargets": active, "droppedTargets": gone})
 
     def samples(self) -> Iterable[Sample]:
         """What the server tells of itself about it."""

@@ -3,9 +3,10 @@
 Prometheus' rules (its scrape/scrape.go tells them by behaviour; docs: "Jobs and instances"):
 
 - Each sample gets job, instance and the configured labels. A label that the target sent too is
-  kept (`honor_labels`), or becomes exported_NAME.
+  kept (`honor_labels`), or becomes exported_NAME. Then metric_relabel_configs may rewrite or drop
+  it.
 - Five series tell of the scrape: up, scrape_duration_seconds, scrape_samples_scraped,
-  scrape_samples_post_metric_relabeling (the same: nothing is relabelled), scrape_series_added.
+  scrape_samples_post_metric_relabeling, scrape_series_added. No rule changes these.
 - A series of the last answer that is not in this one ends with a staleness marker; a scrape that
   fails ends all. Samples with times of their own get none.
 - An answer that is malformed anywhere, or beyond a limit, gives no samples at all.
@@ -23,8 +24,9 @@ import numpy as np
 from siltstone.errors import LimitReached, PeerError
 from siltstone.metrics.source import STALE_NAN
 from siltstone.serve.ingest import prometheus_text
-from siltstone.serve.ingest.rows import NAME_LABEL, Labels, Parsed, Row
-from siltstone.serve.scrape_settings import ScrapeSettings
+from siltstone.serve.ingest.rows import NAME_LABEL, Labels, Row
+from siltstone.serve.relabelling import relabelled
+from siltstone.serve.scrape_settings import ScrapeSettings, duration_text
 from siltstone.serve.sink import Sink
 
 REPORTS: Final = (
@@ -43,24 +45,25 @@ class ScrapeFailed(PeerError, OSError):
 
 
 class Target:
-    """What is known of one target."""
+    """What is known of one target, which its job's rules do not drop."""
 
     def __init__(self, settings: ScrapeSettings, address: str, sink: Sink) -> None:
+        place = settings.place_of(address)
+        assert place is not None
         self.settings = settings
         self.sink = sink
-        self.url = settings.url_of(address)
-        self.labels = {
-            "job": settings.job_name,
-            "instance": settings.address_of(address),
-            **settings.labels,
-        }
+        self.discovered = settings.discovered(address)
+        self.url, self.labels = place
+        self.kept = 0  # samples of the last good answer, after metric_relabel_configs
         self.health = "unknown"
         self.last_error = ""
         self.last_ms = 0
         self.last_seconds = 0.0
         # The text of a series in an answer -> its labels, one mapping for all scrapes; and by the
-        # identity of that mapping the handle, which keeps the series' id valid.
+        # identity of that mapping the labels that it is stored with (None: not at all), and the
+        # handle, which keeps the series' id valid.
         self._known: dict[str, Labels] = {}
+        self._stored: dict[int, dict[str, str] | None] = {}
         self._handles: dict[int, Any] = {}
         self._live: set[int] = set()  # ids of the last answer, those without times of their own
         self._reports = [
@@ -73,13 +76,16 @@ class Target:
         """An answer: samples scraped, series added, and what is wrong with it, if anything."""
         try:
             parsed = prometheus_text.parse(body, openmetrics=openmetrics, known=self._known)
+            rows = [row for row in parsed.rows if self._labels(row) is not None]
             limit = self.settings.sample_limit
-            if limit and len(parsed.rows) > limit:
-                raise ScrapeFailed(f"{len(parsed.rows)} samples: sample_limit allows {limit}")
-            added = self._store(parsed, now_ms)
+            if limit and len(rows) > limit:
+                raise ScrapeFailed(f"{len(rows)} samples: sample_limit allows {limit}")
+            added = self._store(rows, parsed.metadata, now_ms)
         except (PeerError, LimitReached) as error:
             self.lost(now_ms)
             return 0, 0, error if isinstance(error, ScrapeFailed) else ScrapeFailed(str(error))
+        self._forget(parsed.rows)
+        self.kept = len(rows)
         return len(parsed.rows), added, None
 
     def lost(self, now_ms: int) -> None:
@@ -94,7 +100,8 @@ class Target:
         self.health = "up" if error is None else "down"
         self.last_error = "" if error is None else str(error)
         self.last_ms, self.last_seconds = now_ms, seconds
-        values = [float(one) for one in (error is None, seconds, scraped, scraped, added)]
+        kept = self.kept if error is None else 0
+        values = [float(one) for one in (error is None, seconds, scraped, kept, added)]
         self._write(
             [handle.id for handle in self._reports],
             [now_ms] * len(values),
@@ -105,15 +112,7 @@ class Target:
         """For /api/v1/targets, but its time."""
         settings = self.settings
         return {
-            "discoveredLabels": {
-                "__address__": self.labels["instance"],
-                "__metrics_path__": settings.metrics_path,
-                "__scheme__": settings.scheme,
-                "__scrape_interval__": _seconds(settings.scrape_interval),
-                "__scrape_timeout__": _seconds(settings.scrape_timeout),
-                "job": settings.job_name,
-                **settings.labels,
-            },
+            "discoveredLabels": self.discovered,
             "labels": self.labels,
             "scrapePool": settings.job_name,
             "scrapeUrl": self.url,
@@ -121,14 +120,16 @@ class Target:
             "lastError": self.last_error,
             "lastScrapeDuration": self.last_seconds,
             "health": self.health,
-            "scrapeInterval": _seconds(settings.scrape_interval),
-            "scrapeTimeout": _seconds(settings.scrape_timeout),
+            "scrapeInterval": duration_text(settings.scrape_interval),
+            "scrapeTimeout": duration_text(settings.scrape_timeout),
         }
 
-    def _store(self, parsed: Parsed, now_ms: int) -> int:
+    def _store(
+        self, rows: list[Row], metadata: Mapping[str, Mapping[str, str]], now_ms: int
+    ) -> int:
         ids, times, live = [], [], set()
         honoured = self.settings.honor_timestamps
-        for row in parsed.rows:
+        for row in rows:
             handle = self._handle(row)
             ids.append(handle.id)
             if honoured and row.time_ms is not None:
@@ -136,17 +137,28 @@ class Target:
             else:
                 times.append(now_ms)
                 live.add(handle.id)
-        self._write(ids, times, [row.value for row in parsed.rows], parsed.metadata)
+        self._write(ids, times, [row.value for row in rows], metadata)
         added, gone = len(live - self._live), self._live - live
         self._end(gone, now_ms)
         self._live = live
-        self._forget(parsed.rows)
         return added
+
+    def _labels(self, row: Row) -> dict[str, str] | None:
+        """What it is stored with; None: a rule drops it."""
+        own = id(row.labels)
+        if own not in self._stored:
+            labels = labelled(row.labels, self.labels, self.settings.honor_labels)
+            found = relabelled(labels, self.settings.metric_relabel_configs)
+            if found and NAME_LABEL not in found:
+                raise ScrapeFailed(f"metric_relabel_configs leave no name of {row.labels}")
+            self._stored[own] = found or None
+        return self._stored[own]
 
     def _handle(self, row: Row) -> Any:
         found = self._handles.get(id(row.labels))
         if found is None:
-            labels = labelled(row.labels, self.labels, self.settings.honor_labels)
+            labels = self._stored[id(row.labels)]
+            assert labels is not None
             found = self._handles[id(row.labels)] = self.sink.series(labels)
         return found
 
@@ -174,6 +186,7 @@ class Target:
             return
         self._known = {text: one for text, one in self._known.items() if id(one) in seen}
         self._handles = {one: handle for one, handle in self._handles.items() if one in seen}
+        self._stored = {one: labels for one, labels in self._stored.items() if one in seen}
 
 
 def own_labels(target: Mapping[str, str]) -> dict[str, str]:
@@ -195,14 +208,3 @@ def labelled(scraped: Labels, target: Mapping[str, str], honor: bool) -> dict[st
                     moved = f"exported_{moved}"
                 labels[moved] = scraped[name]
     return own_labels(labels)
-
-
-def _seconds(value: float) -> str:
-    """As Prometheus prints durations: 1m30s, 15s, 500ms."""
-    ms = round(value * 1000)
-    parts = []
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
-        count, ms = divmod(ms, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts) or "0s"
