@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -438,3 +439,62 @@ def test_a_finalizer_waits_for_nobody(tmp_path: Path) -> None:
         assert not attached.closed
     with siltstone.Cache(tmp_path / "b", ram="2MiB", flash=0):
         assert attached.closed
+
+
+# Who is at the door -------------------------------------------------------------------------
+
+DOORKEEPER = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, (1 << 20) + 1)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def doorkeeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Starts a process that holds the door of the cache at `tmp_path / "c"`, and gives it."""
+    monkeypatch.setattr(attachment, "DOOR_LIMIT_MS", 20)
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", DOORKEEPER, str(tmp_path / "c" / "lock")]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
+        assert started[-1].stdout is not None
+        assert started[-1].stdout.readline() == "held\n"
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.communicate()
+
+
+def test_who_cannot_close_in_order_lets_go_all_the_same(tmp_path: Path, doorkeeper: Any) -> None:
+    cache = siltstone.Cache(tmp_path / "c", ram="4MiB", flash="64MiB")
+    cache["k"] = 1
+    keeper = doorkeeper()
+    with pytest.raises(errors.Busy):
+        cache.close()
+    keeper.communicate()
+    assert not [file for file in device._open_files.values() if str(tmp_path) in file.path]
+    with siltstone.Cache(tmp_path / "c", ram="4MiB", flash="64MiB") as again:
+        assert again["k"] == 1
+        again["l"] = 2
+    with siltstone.Cache(tmp_path / "c", ram="4MiB", flash="64MiB") as again:
+        assert dict(again.items()) == {"k": 1, "l": 2}
+
+
+def test_a_forgotten_cache_that_cannot_close_is_nobody_else_s_error(
+    tmp_path: Path, doorkeeper: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = siltstone.Cache(tmp_path / "c", ram="4MiB", flash="64MiB")
+    doorkeeper()
+    cache._release.detach()
+    cache._unbind()
+    attachment._forgotten.append(cache._attachment)
+    with siltstone.Cache(tmp_path / "other", ram="4MiB") as other:
+        other["k"] = 1
+    assert not attachment._forgotten
+    assert "was not closed in order" in caplog.text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -211,6 +213,24 @@ def test_locks_of_readers_are_counted(tmp_path):
     two.close()
     assert not writer.looked_at(4800)
     assert not writer.looked_at(0)
+    writer.close()
+
+
+def test_a_lock_that_cannot_be_had_is_not_counted(tmp_path, monkeypatch):
+    opened(tmp_path).close()
+    writer, reader = openers.Writer(str(tmp_path)), openers.Reader(str(tmp_path))
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openers, "lock_bytes", no_locks)
+        with pytest.raises(OSError, match=r"[Ll]ock"):
+            reader.look_at(1600)
+    assert not writer.looked_at(1600)
+    reader.look_at(1600)
+    assert writer.looked_at(1600)
+    reader.close()
     writer.close()
 
 

@@ -79,7 +79,7 @@ def attach(settings: CacheSettings, clock: Clock) -> Attachment:
     """The attachment for these settings; one a path and process."""
     with _guard:
         while _forgotten:
-            _forgotten.popleft().release()
+            _release_or_log(_forgotten.popleft())
         key: object = object()
         if settings.path is not None:
             check_free_for("flash", settings.path)
@@ -498,13 +498,15 @@ class Attachment:
         self.engine.close()
         while self.engine.inside:
             self.clock.sleep(LEAVE_PAUSE_S)
-        if self.lock is not None:
-            born = self.private or births.wait(BIRTH_LIMIT_MS)
-            self.lock.take_within(LockFile.DOOR, DOOR_LIMIT_MS)
-            if born and not self.others():
-                self._close_last()
-            self.arena.vacate()
-        self._abandon()
+        try:
+            if self.lock is not None:
+                born = self.private or births.wait(BIRTH_LIMIT_MS)
+                self.lock.take_within(LockFile.DOOR, DOOR_LIMIT_MS)
+                if born and not self.others():
+                    self._close_last()
+                self.arena.vacate()
+        finally:
+            self._abandon()  # without the rest it is to others as if this process had been killed
 
     def _close_last(self) -> None:
         """Nobody else has it: all that is in RAM goes to flash, then the index is written."""
@@ -632,7 +634,15 @@ def _close_at_exit() -> None:
         for face in list(attachment.faces):
             face._unbind()
         attachment.users = 1
+        _release_or_log(attachment)
+
+
+def _release_or_log(attachment: Attachment) -> None:
+    """Where nobody asked for it: what goes wrong is nobody else's error."""
+    try:
         attachment.release()
+    except errors.SiltstoneError as error:
+        logger.error("%s was not closed in order: %s", attachment.settings.path, error)
 
 
 def _before_fork() -> None:

@@ -121,9 +121,9 @@ class Reader:
             return
         byte = reader_byte(position)
         with _guard:
-            _readers[*self._key, byte] += 1
-            if _readers[*self._key, byte] == 1:
+            if not _readers[*self._key, byte]:
                 lock_bytes(self._file.descriptor, fcntl.F_RDLCK, byte, 1)
+            _readers[*self._key, byte] += 1
             before, self._held = self._held, byte
             self._drop(before)
 
