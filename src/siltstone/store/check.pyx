@@ -13,7 +13,8 @@ from siltstone.store.pagecache cimport pages_lock, pages_unlock
 from siltstone.store.resident cimport block_load
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, PAGES_ABSENT, PAGES_MISS, PAGES_OK,
                                     PAGE_LIVE, block_t, entry_t, pages_t, place_t, version_t)
-from siltstone.store.table cimport entry_place, entry_take_places, page_entry
+from siltstone.store.table cimport (BLOCK_MEMORY, block_nodes, entry_place, entry_take_places,
+                                    page_entry)
 
 
 cdef bint add_place(pages_t *pages, const place_t *place, uint64_t *sums) noexcept nogil:
@@ -53,11 +54,13 @@ cdef int check_counts(pages_t *pages, uint64_t *expected, uint64_t *found) noexc
         if block.entries == NULL:
             redundant += block.redundant
             continue
-        bytes += BLOCK_ENTRIES * sizeof(entry_t)
+        bytes += BLOCK_MEMORY
         for at in range(BLOCK_ENTRIES):
             entry = &block.entries[at]
             bytes += entry.capacity * sizeof(place_t) + entry.node_bytes
             nodes += entry.node != NULL
+            if block_nodes(block.entries)[at] != entry.node:
+                return CHECK_COUNTS
             redundant += entry.redundant
             used += (entry.node != NULL) + entry.busy + (entry.state == 2)
             version = entry.versions

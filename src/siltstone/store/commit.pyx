@@ -24,9 +24,9 @@ from siltstone.store.state cimport (KIND_BASE, KIND_FREE, KIND_LINK, KIND_ROOT, 
                                     ROOT_NAME_MAX, WORD_NOTE, change_item_t, change_memory_t,
                                     change_t, entry_t, pages_t, place_t)
 from siltstone.store.table cimport (block_of, block_touch, entry_adopt_places, entry_forget_places,
-                                    entry_push, entry_redundant, entry_room, page_entry,
-                                    places_dead, scratch_room, table_allocate, table_freed,
-                                    table_unreserve)
+                                    entry_push, entry_redundant, entry_room, node_changed,
+                                    page_entry, page_heat, places_dead, scratch_room,
+                                    table_allocate, table_freed, table_unreserve)
 from siltstone.store.versions cimport version_keep, version_wanted, versions_limit
 
 cdef enum item_kind_t:
@@ -195,6 +195,7 @@ cdef int pages_link(pages_t *pages, uint64_t pid, const part_t *parts, uint32_t 
         result = prepare_link(pages, pid, entry, size)
     if result == PAGES_OK:
         result = pages.ops.reserve(pages.context, &entry.node, <uint32_t>size)
+        node_changed(pages, pid, entry)
     if result == PAGES_OK:
         block_touch(pages, pid)     # uses the scratch memory: before the fragment is put there
         if count != 1:
@@ -411,6 +412,7 @@ cdef int prepare_item(pages_t *pages, change_item_t *item) noexcept nogil:
             result = prepare_link(pages, item.pid, entry, item.size)
         if result == PAGES_OK:
             result = pages.ops.reserve(pages.context, &entry.node, <uint32_t>item.size)
+            node_changed(pages, item.pid, entry)
         return result
     if entry.state == PAGE_RESERVED and item.kind != ITEM_FREE:
         return PAGES_OK
@@ -519,7 +521,7 @@ cdef void install_page(pages_t *pages, change_item_t *item) noexcept nogil:
     entry_adopt_places(pages, entry, item.places, item.place_count)
     item.places = NULL
     entry_set_node(pages, item.pid, entry, item.node)
-    entry.heat = 1 if item.node != NULL else 0
+    page_heat(pages, item.pid)[0] = 1 if item.node != NULL else 0
     item.node = NULL
 
 

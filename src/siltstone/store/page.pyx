@@ -13,12 +13,9 @@ those of the keys; 6 an inner node has entry 0 without key, and every payload is
 payload sizes are within their limits.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-
-cdef inline uint64_t _round(uint64_t size) noexcept nogil:
-    return (size + 63) & ~<uint64_t>63
+from siltstone.store.cells cimport cell_give, cell_size, cell_take
 
 
 cdef inline uint32_t _gap(const node_t *node) noexcept nogil:
@@ -47,11 +44,11 @@ cdef inline const char *_suffix(const node_t *node, uint32_t index, uint32_t *si
 cdef node_t *_allocate(uint8_t kind, uint8_t level, const char *prefix, uint64_t prefix_size,
                        uint64_t room) noexcept nogil:
     # `room`: bytes for slots and records; prefix NULL: the caller writes it.
-    cdef uint64_t size = _round(NODE_HEADER_SIZE + ((prefix_size + 7) & ~<uint64_t>7) + room)
+    cdef uint64_t size = cell_size(NODE_HEADER_SIZE + ((prefix_size + 7) & ~<uint64_t>7) + room)
     cdef node_t *node
     if size > NODE_SIZE_MAX:
         return NULL
-    node = <node_t *>malloc(size)
+    node = <node_t *>cell_take(size)
     if node == NULL:
         return NULL
     memset(node, 0, NODE_HEADER_SIZE)
@@ -72,11 +69,12 @@ cdef node_t *node_blob(const char *data, uint32_t size) noexcept nogil:
 
 
 cdef void node_free(node_t *node) noexcept nogil:
-    free(node)
+    if node != NULL:
+        cell_give(<char *>node, node.capacity)
 
 
 cdef node_t *node_copy(const node_t *node) noexcept nogil:
-    cdef node_t *copy = <node_t *>malloc(node.capacity)
+    cdef node_t *copy = <node_t *>cell_take(node.capacity)
     if copy != NULL:
         memcpy(copy, node, node.capacity)
     return copy
@@ -184,13 +182,13 @@ cdef node_t *_rebuild(const node_t *node, uint32_t begin, uint32_t end, uint32_t
 
 cdef node_t *_grown(const node_t *node, uint64_t room) noexcept nogil:
     # The same bytes in a larger allocation.
-    cdef uint64_t size = _round(<uint64_t>node.capacity + room)
+    cdef uint64_t size = cell_size(<uint64_t>node.capacity + room)
     cdef uint64_t slots = <uint64_t>(<const char *>(node_slots(node) + node.count)
                                      - <const char *>node)
     cdef node_t *made
     if size > NODE_SIZE_MAX:
         return NULL
-    made = <node_t *>malloc(size)
+    made = <node_t *>cell_take(size)
     if made == NULL:
         return NULL
     memcpy(made, node, slots)
@@ -215,7 +213,7 @@ cdef int node_reserve(node_t **node, uint64_t bytes, uint32_t entries,
         made = _rebuild(old, 0, old.count, prefix, need + (old.heap >> 3))
     if made == NULL:
         return PAGE_NO_MEMORY
-    free(old)
+    node_free(old)
     node[0] = made
     return PAGE_OK
 

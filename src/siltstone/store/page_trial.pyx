@@ -8,8 +8,9 @@ from time import perf_counter
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
+from siltstone.store.cells cimport cell_give, cell_size, cell_take, cells_count
 from siltstone.store.image cimport (fragment_add, fragment_apply, fragment_free, fragment_t,
                                     image_decode, image_encode)
 from siltstone.store.page cimport *
@@ -177,3 +178,33 @@ def lookups(list nodes, list keys, list places):
     free(data)
     free(sizes)
     return total, seconds
+
+
+def cells():
+    """Bytes that nodes' memory takes of the system, and of them in use; of the whole process."""
+    cdef uint64_t mapped, used
+    cells_count(&mapped, &used)
+    return mapped, used
+
+
+cdef class Cell:
+    """Memory of a node without a node, filled with a pattern of its own."""
+    cdef char *memory
+    cdef readonly uint64_t size
+
+    def __cinit__(self, uint64_t size, int pattern=0):
+        self.size = cell_size(size)
+        self.memory = cell_take(self.size)
+        if self.memory == NULL:
+            raise MemoryError("no memory for a cell")
+        memset(self.memory, pattern, self.size)
+
+    def __dealloc__(self):
+        cell_give(self.memory, self.size)
+
+    @property
+    def address(self):
+        return <uint64_t>self.memory
+
+    def content(self):
+        return PyBytes_FromStringAndSize(self.memory, <Py_ssize_t>self.size)

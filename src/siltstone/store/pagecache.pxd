@@ -40,7 +40,7 @@ from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_A
                                     ROOT_NAME_MAX, block_t, change_item_t, change_t, entry_t,
                                     page_ops_t, pages_counters_t, pages_t, place_t, root_t,
                                     snapshot_t, version_t)
-from siltstone.store.table cimport page_entry
+from siltstone.store.table cimport block_nodes, page_entry, page_warm
 from siltstone.store.versions cimport pages_snapshot_close, pages_snapshot_open
 
 
@@ -84,12 +84,15 @@ cdef inline int pages_usable(pages_t *pages) noexcept nogil:
 
 # The present node, or NULL: then page_get() says why.
 cdef inline char *page_node(pages_t *pages, uint64_t pid) noexcept nogil:
-    cdef entry_t *entry = page_entry(pages, pid)
-    if entry == NULL or entry.node == NULL:
+    cdef uint64_t number = pid >> BLOCK_BITS
+    cdef entry_t *entries = pages.blocks[number].entries if number < pages.block_count else NULL
+    cdef char *node
+    if entries == NULL:
         return NULL
-    if entry.heat < HEAT_MAX:
-        entry.heat += 1
-    return entry.node
+    node = block_nodes(entries)[pid & (BLOCK_ENTRIES - 1)]
+    if node != NULL:
+        page_warm(pages, pid)
+    return node
 
 # OK, MISS, ABSENT; with a snapshot (not NULL): the node as of then, and TOO_OLD. *stamp (may be
 # NULL) = of that content. Does not heat the page when `scan`: a scan must not push out what is hot.

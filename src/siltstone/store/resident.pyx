@@ -8,7 +8,7 @@ first. A few pages stay whatever the limit says, since an operation needs them a
 Versions for snapshots are counted apart (versions.pyx).
 """
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
@@ -22,8 +22,10 @@ from siltstone.store.chainread cimport chain_node, table_image
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_ABSENT,
                                     PAGES_CORRUPT, PAGES_MISS, PAGES_OK, PAGES_TOO_OLD, PAGE_LIVE,
                                     block_t, entry_t, pages_t, place_t, snapshot_t, version_t)
-from siltstone.store.table cimport (block_decode, block_drop, block_install, block_of, block_save,
-                                    entries_free, entry_redundant, entry_take_places, page_entry)
+from siltstone.store.table cimport (block_decode, block_drop, block_heats, block_install, block_of,
+                                    block_save, entries_free, entries_new, entry_redundant,
+                                    entry_take_places, node_changed, page_entry, page_heat,
+                                    page_warm)
 from siltstone.store.versions cimport version_find
 
 cdef enum:
@@ -57,8 +59,8 @@ cdef int page_get(pages_t *pages, uint64_t pid, const snapshot_t *snapshot, bint
         return PAGES_ABSENT
     if entry.node == NULL:
         return PAGES_MISS
-    if not scan and entry.heat < HEAT_MAX:
-        entry.heat += 1
+    if not scan:
+        page_warm(pages, pid)
     node[0] = entry.node
     if stamp != NULL:
         stamp[0] = entry.stamp
@@ -80,6 +82,7 @@ cdef void entry_set_node(pages_t *pages, uint64_t pid, entry_t *entry, char *nod
         pages.resident_bytes += entry.node_bytes
         pages.resident_pages += 1
         block.resident += 1
+    node_changed(pages, pid, entry)
 
 
 cdef void page_resized(pages_t *pages, uint64_t pid, char *node) noexcept nogil:
@@ -89,6 +92,7 @@ cdef void page_resized(pages_t *pages, uint64_t pid, char *node) noexcept nogil:
     entry_redundant(pages, entry, <int64_t>entry.redundant - grown)
     pages.resident_bytes -= entry.node_bytes
     entry.node = node
+    node_changed(pages, pid, entry)
     entry.node_bytes = <uint32_t>pages.ops.memory(pages.context, node)
     pages.resident_bytes += entry.node_bytes
 
@@ -102,7 +106,7 @@ cdef int block_read(pages_t *pages, uint64_t number, const place_t *places, uint
     cdef uint64_t size = 0, bad = 0
     cdef int result
     if count == 0:          # never saved: nothing was in it when the checkpoint began
-        entries[0] = <entry_t *>calloc(BLOCK_ENTRIES, sizeof(entry_t))
+        entries[0] = entries_new()
         return PAGES_OK if entries[0] != NULL else -ENOMEM
     result = table_image(pages, number, places, count, &image, &size, &bad)
     if result == PAGES_OK:
@@ -189,7 +193,7 @@ cdef int entry_load(pages_t *pages, uint64_t pid, entry_t *entry) noexcept nogil
         result = AGAIN
     elif result == PAGES_OK:
         entry_set_node(pages, pid, entry, node)
-        entry.heat = 0
+        page_heat(pages, pid)[0] = 0
         recent_add(pages, pid)
         pages.counters.loads += 1
     elif result == PAGES_CORRUPT:
@@ -346,6 +350,7 @@ cdef void evict_block(pages_t *pages, uint64_t number) noexcept nogil:
 
 cdef uint64_t look_at(pages_t *pages, uint64_t number, uint64_t budget) noexcept nogil:
     """Move the hand over a block; how many entries it saw."""
+    cdef uint8_t *heats = block_heats(pages.blocks[number].entries)
     cdef entry_t *entry
     cdef uint64_t seen = 0
     while pages.hand_entry < BLOCK_ENTRIES and seen < budget:
@@ -354,8 +359,8 @@ cdef uint64_t look_at(pages_t *pages, uint64_t number, uint64_t budget) noexcept
             break
         entry = &pages.blocks[number].entries[pages.hand_entry]
         if entry.node != NULL and not entry.busy:
-            if entry.heat:
-                entry.heat -= 1
+            if heats[pages.hand_entry]:
+                heats[pages.hand_entry] -= 1
             else:
                 entry_set_node(pages, (number << BLOCK_BITS) + pages.hand_entry, entry, NULL)
                 pages.counters.evictions += 1

@@ -8,7 +8,7 @@ with the positions of what is missing. One thread.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_PAD, RECORD_SIZE_MIN, RUN_ALIGNMENT,
@@ -28,8 +28,8 @@ from siltstone.store.pagecache cimport (PAGES_CORRUPT, PAGES_OK, PAGE_LIVE, entr
 from siltstone.store.resident cimport block_load
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_BASE, KIND_FREE, KIND_LINK,
                                     KIND_MORE, KIND_MOVED)
-from siltstone.store.table cimport (block_install, entries_free, entry_push, entry_room,
-                                    entry_take_places, table_reach)
+from siltstone.store.table cimport (block_install, entries_free, entries_new, entry_push,
+                                    entry_room, entry_take_places, table_reach)
 from siltstone.store.trees cimport TreePages
 
 cdef enum:
@@ -231,7 +231,7 @@ cdef class SalvagePages(TreePages):
         if result == PAGES_OK and self.pages.blocks[number].entries != NULL:
             entries_free(self.pages.blocks[number].entries)
             self.pages.blocks[number].entries = NULL
-        entries = <entry_t *>calloc(BLOCK_ENTRIES, sizeof(entry_t))
+        entries = entries_new()
         if result != PAGES_OK or entries == NULL:
             raise MemoryError("no memory for the table")
         for pid, places in chains.items():

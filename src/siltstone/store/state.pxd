@@ -91,7 +91,6 @@ cdef struct entry_t:        # 72 bytes
     uint16_t count          # places, `first` included
     uint16_t capacity       # of `more`
     uint8_t state
-    uint8_t heat            # hits since the hand came by, HEAT_MAX at most
     uint16_t busy           # being loaded, moved, or part of a change: not evicted
 
 cdef struct version_t:
@@ -117,7 +116,7 @@ cdef struct snapshot_t:
     version_t *versions     # for which it is the newest snapshot that needs them
 
 cdef struct block_t:        # BLOCK_ENTRIES of the page table
-    entry_t *entries        # NULL: not in memory
+    entry_t *entries        # NULL: not in memory. What is behind them: table.pxd
     place_t *places         # of its newest image
     uint16_t place_count
     uint32_t resident       # entries with a node, versions, or in use: then it is not evicted

@@ -1,8 +1,10 @@
 """The page table: entries by pid, in blocks that are loaded, saved and dropped as a whole."""
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, PAGE_LIVE, entry_t, block_t, pages_t,
-                                    place_t)
+from libc.stdlib cimport calloc
+
+from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGE_LIVE, entry_t,
+                                    block_t, pages_t, place_t)
 
 cdef inline entry_t *page_entry(pages_t *pages, uint64_t pid) noexcept nogil:
     cdef uint64_t number = pid >> BLOCK_BITS
@@ -12,6 +14,32 @@ cdef inline entry_t *page_entry(pages_t *pages, uint64_t pid) noexcept nogil:
 
 cdef inline block_t *block_of(pages_t *pages, uint64_t pid) noexcept nogil:
     return &pages.blocks[pid >> BLOCK_BITS]
+
+# What a descent needs of an entry stands apart, behind the entries of its block, so that it stays
+# in the processor's cache: each node once more, and hits since the hand came by (HEAT_MAX at most).
+cdef enum:
+    BLOCK_MEMORY = BLOCK_ENTRIES * (sizeof(entry_t) + sizeof(void *) + 1)
+
+cdef inline char **block_nodes(entry_t *entries) noexcept nogil:
+    return <char **>(entries + BLOCK_ENTRIES)
+
+cdef inline uint8_t *block_heats(entry_t *entries) noexcept nogil:
+    return <uint8_t *>(block_nodes(entries) + BLOCK_ENTRIES)
+
+# Whenever an entry's node has become another one.
+cdef inline void node_changed(pages_t *pages, uint64_t pid, entry_t *entry) noexcept nogil:
+    block_nodes(block_of(pages, pid).entries)[pid & (BLOCK_ENTRIES - 1)] = entry.node
+
+cdef inline uint8_t *page_heat(pages_t *pages, uint64_t pid) noexcept nogil:
+    return block_heats(block_of(pages, pid).entries) + (pid & (BLOCK_ENTRIES - 1))
+
+cdef inline void page_warm(pages_t *pages, uint64_t pid) noexcept nogil:
+    cdef uint8_t *heat = page_heat(pages, pid)
+    if heat[0] < HEAT_MAX:
+        heat[0] += 1
+
+cdef inline entry_t *entries_new() noexcept nogil:
+    return <entry_t *>calloc(1, BLOCK_MEMORY)       # NULL: no memory
 
 cdef inline place_t *entry_place(entry_t *entry, uint32_t number) noexcept nogil:
     return &entry.first if number == 0 else &entry.more[number - 1]

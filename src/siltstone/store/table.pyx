@@ -12,7 +12,7 @@ checkpoint costs no pause and replay needs no rule about what is in a block alre
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset
 
 from siltstone.log.chain cimport chain_find
@@ -28,7 +28,6 @@ from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_LINK, KIND_T
 
 cdef enum:
     VARINT_MAX = 10
-    BLOCK_MEMORY = BLOCK_ENTRIES * sizeof(entry_t)
     FREE_KNOWN_MAX = 1 << 16    # a loaded block's free pids are noted up to so many in all
     PLACES_MAX = 65535
 
@@ -94,7 +93,7 @@ cdef int table_reach(pages_t *pages, uint64_t pid) noexcept nogil:
         pages.blocks = blocks
         pages.block_capacity = capacity
     while pages.block_count <= number:
-        entries = <entry_t *>calloc(BLOCK_ENTRIES, sizeof(entry_t))
+        entries = entries_new()
         if entries == NULL:
             return -ENOMEM
         pages.blocks[pages.block_count].entries = entries
@@ -378,7 +377,7 @@ cdef int block_decode(pages_t *pages, const char *image, uint64_t size,
     cdef uint32_t number
     cdef pages_t counted        # only its resident_bytes is used
     counted.resident_bytes = 0
-    entries[0] = <entry_t *>calloc(BLOCK_ENTRIES, sizeof(entry_t))
+    entries[0] = entries_new()
     if entries[0] == NULL:
         return -ENOMEM
     for number in range(BLOCK_ENTRIES):

@@ -12,7 +12,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from siltstone.store.state cimport entry_t, pages_t, place_t, snapshot_t, version_t
-from siltstone.store.table cimport block_of, entry_take_places, page_entry, places_pin
+from siltstone.store.table cimport (block_of, entry_take_places, node_changed, page_entry,
+                                    places_pin)
 
 
 cdef void pages_snapshot_open(pages_t *pages, snapshot_t *snapshot) noexcept nogil:
@@ -145,9 +146,11 @@ cdef void install_copy(pages_t *pages, uint64_t pid, entry_t *entry, char *copie
         pages.resident_pages -= 1
         block_of(pages, pid).resident -= 1
         entry.node = NULL
+        node_changed(pages, pid, entry)
         entry.node_bytes = 0
         return
     pages.resident_bytes -= entry.node_bytes
     entry.node = copied
+    node_changed(pages, pid, entry)
     entry.node_bytes = <uint32_t>pages.ops.memory(pages.context, copied)
     pages.resident_bytes += entry.node_bytes
