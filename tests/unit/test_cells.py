@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 
@@ -35,9 +36,11 @@ def test_what_is_in_a_cell_stays():
         if cell is not None:
             assert cell.content() == bytes([place % 256]) * cell.size
         if turn < 15_000:
-            held[place] = Cell(rng.choice([100, 900, 4000, 4700, 9000, 16_000, 20_000]), place % 256)
+            held[place] = Cell(
+                rng.choice([100, 900, 4000, 4700, 9000, 16_000, 20_000]), place % 256
+            )
     spans = sorted((cell.address, cell.address + cell.size) for cell in held.values())
-    assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
 def test_cells_are_used_again():
@@ -61,8 +64,9 @@ def test_room_of_one_size_serves_another():
     held = [Cell(5000) for _ in range(2000)]
     mapped = cells()[0]
     del held
-    held = [Cell(1000) for _ in range(9000)]
+    small = [Cell(1000) for _ in range(9000)]
     assert cells()[0] <= mapped + CHUNK_BYTES
+    assert len({cell.address for cell in small}) == len(small)
 
 
 def test_large_ones_are_not_kept_here():

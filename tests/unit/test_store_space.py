@@ -179,3 +179,14 @@ def test_opening_again_and_again_does_not_grow_the_file(tmp_path):
             assert len(store) == 2000
         sizes.append((tmp_path / "data").stat().st_blocks * 512)
     assert max(sizes[10:]) <= max(sizes[:10]) + SEGMENT
+
+
+@pytest.mark.parametrize("cache", [48_000, 58_000, 65_536, 80_000])
+def test_leaves_are_split_also_where_the_log_has_little_room(cache):
+    device = CrashDevice(240, 16384, engine="store")
+    rng = random.Random(5)
+    with on_device(device, cache=cache) as store:
+        for number in range(1200):
+            store[b"key:%04d" % number] = rng.randbytes(60)
+        # three records of 70 bytes fill a page of 256
+        assert 1200 // 6 < store.verify().pages < 1200

@@ -22,10 +22,10 @@ from siltstone.store.page cimport (CHANGE_DELETE, CHANGE_SET, KEY_SIZE_MAX, PAGE
                                    node_copy, node_free, node_image_size, node_join, node_key,
                                    node_new, node_record, node_t, record_word, word_key_size,
                                    word_payload_size)
-from siltstone.store.pagecache cimport (PAGES_MISS, PAGES_OK, change_abandon, change_base,
-                                        change_begin, change_commit, change_free, change_link,
-                                        change_needs, change_t, entry_t, page_entry, pages_ready,
-                                        pages_t)
+from siltstone.store.pagecache cimport (PAGES_LARGE, PAGES_MISS, PAGES_OK, change_abandon,
+                                        change_base, change_begin, change_commit, change_free,
+                                        change_link, change_needs, change_t, entry_t, page_entry,
+                                        pages_ready, pages_t)
 
 cdef struct work_t:             # of one step
     change_t change
@@ -58,6 +58,8 @@ cdef int _finish(work_t *work, pages_t *pages, int result) noexcept nogil:
     if result == PAGES_OK:
         change_needs(&work.change, &bytes, &records)
         result = pages_ready(pages, bytes, records)
+        if result == PAGES_LARGE:
+            result = PAGES_OK           # nothing but the log's own waiting can help
     if result == PAGES_OK:
         result = change_commit(&work.change)
     else:

@@ -23,6 +23,7 @@ from siltstone.store.reshape cimport tree_reshape
 
 cdef enum:
     RECORD_MORE = 64            # of a record beside its content, about
+    SPLIT_RECORDS = 4           # pieces, what the parent has to say, and the mark
 
 
 cdef int leaf_settle(pages_t *pages, path_t *path, uint32_t page_size, bint appended,
@@ -63,14 +64,30 @@ cdef int _room(node_t **node, const write_t *write) noexcept nogil:
                         0 if write.found else 1, prefix)
 
 
+cdef int _link_ready(pages_t *pages, write_t *write) noexcept nogil:
+    # A leaf that could not be split when it had to be, for want of room in the log: who changes it
+    # next waits for that room too. Else it might grow until the buffers cannot hold its halves.
+    cdef uint32_t size = node_image_size(path_leaf(&write.path))
+    cdef uint64_t own = RECORD_MORE + write.key_size + write.payload_size
+    cdef int result
+    write.bytes, write.records = own, 1
+    if size > write.page_size:
+        write.bytes += size + SPLIT_RECORDS * RECORD_MORE
+        write.records += SPLIT_RECORDS
+    result = pages_ready(pages, write.bytes, write.records)
+    if result == PAGES_LARGE and write.records > 1:
+        write.bytes, write.records = own, 1
+        result = pages_ready(pages, own, 1)
+    return result
+
+
 cdef int _write_link(pages_t *pages, write_t *write) noexcept nogil:
     cdef uint64_t pid = path_pid(&write.path)
     cdef char header[CHANGE_HEADER_SIZE]
     cdef part_t parts[3]
     cdef node_t *node = NULL
     cdef int result
-    write.bytes, write.records = RECORD_MORE + write.key_size + write.payload_size, 1
-    result = pages_ready(pages, write.bytes, 1)
+    result = _link_ready(pages, write)
     if result == PAGES_OK:
         result = page_writable(pages, pid, <char **>&node)
     if result != PAGES_OK:
