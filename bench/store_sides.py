@@ -21,6 +21,7 @@ from bench import harness
 Pair = tuple[bytes, bytes]
 Get = Callable[[bytes], Any]
 CACHE = 256 << 20
+BULK = 1_000_000  # each page of a tree is then written a few times, not once a record
 LMDB_MAP = 1 << 35  # address space only
 LMDB_READERS = 64
 
@@ -35,6 +36,7 @@ class Side:
 
     name = ""
     share = 1  # a side so slow that it is asked this many times less
+    bulk = 10_000  # records of a batch, sorted, that fills a large store well
     get: Get
     put: Callable[[bytes, bytes], Any]
     delete: Get
@@ -126,6 +128,7 @@ class Lmdb(Side):
     """One transaction a write; one read transaction for many reads, with its `get` bound."""
 
     name = "py-lmdb"
+    bulk = BULK
 
     def open(self, durable: bool, cache: int) -> None:
         import lmdb
@@ -244,6 +247,7 @@ class Sqlite(Side):
 
     name = "sqlite3"
     share = 4
+    bulk = BULK
 
     def open(self, durable: bool, cache: int) -> None:
         self.connection = connection = sqlite3.connect(

@@ -14,6 +14,7 @@ from siltstone.log.device_io import DeviceHandle
 from siltstone.log.superblock import FIRST_DATA_OFFSET, Superblock, newest
 
 HEADER_SLOT = 0xFFFFFFFF
+NOWAIT = 1  # flag of a read
 SECTOR = 512
 BLOCK = 4096
 
@@ -79,6 +80,7 @@ class FaultDevice(Device):
         self.inner = inner
         self.faults = list(faults)
         self.full = False  # writes of zeros, which make the file grow, fail with ENOSPC
+        self.cached = True  # False: reads that must not wait are refused
         self.calls = {"read": 0, "write": 0, "sync": 0}
         self.growable = inner.growable
         self.handle = DeviceHandle.of_object(
@@ -126,6 +128,8 @@ class _Faulty:
         self._device = device
 
     def read(self, slot: int, offset: int, size: int, flags: int) -> bytes:
+        if flags & NOWAIT and not self._device.cached:
+            raise BlockingIOError(errno.EAGAIN, "not in memory")
         fault = self._device.fault("read")
         if fault is not None and fault.error:
             raise OSError(fault.error, os.strerror(fault.error))

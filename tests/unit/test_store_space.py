@@ -190,3 +190,18 @@ def test_leaves_are_split_also_where_the_log_has_little_room(cache):
             store[b"key:%04d" % number] = rng.randbytes(60)
         # three records of 70 bytes fill a page of 256
         assert 1200 // 6 < store.verify().pages < 1200
+
+
+def test_what_chains_repeat_is_known_again_when_pages_are_read(seed):
+    """A store that is filled repeats little, and would be cleaned for nothing if it were thought
+    to repeat all that it was changed by."""
+    device = CrashDevice(1024, SEGMENT, engine="store")
+    store = new_store(device)
+    for name in random.Random(seed).sample(KEYS, 3_000):
+        store[name] = b"v" * 100
+    store.checkpoint()
+    before = store.stats()["redundant_bytes"]
+    again = new_store(device)
+    thought = sum(1 for name in KEYS if name in again) and again.stats()["redundant_bytes"]
+    pages = again.stats()["cache_pages"]
+    assert thought <= before + 100 * pages < 0.2 * 3_000 * RECORD

@@ -2,12 +2,12 @@
 
 Runs without the lock, on copies of the places; whoever asked checks afterwards that the page is
 still the one that it was. Records that are in the operating system's memory are read at once; the
-others by the worker threads, all at the same time. Every record is checked for its checksum (bound
-to salt and position), its kind and its page.
+others by this thread and the workers, several at the same time. Every record is checked for its
+checksum (bound to salt and position), its kind and its page.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from siltstone.log.format cimport RECORD_HEADER_SIZE, record_header_t, word_kind, word_size
@@ -15,26 +15,15 @@ from siltstone.log.log cimport (LOG_CORRUPT, LOG_NOTHING, LOG_NOWAIT, LOG_OK, LO
                                 LOG_WOULD_BLOCK)
 from siltstone.log.ordered cimport GROUP_ID_SIZE, ORDERED_GROUPED
 from siltstone.log.ordered_read cimport ordered_read
-from siltstone.log.pthread cimport (pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
-                                    pthread_cond_t, pthread_cond_wait, pthread_mutex_destroy,
-                                    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
-                                    pthread_mutex_unlock)
-from siltstone.log.workers cimport job_t, pool_submit
 from siltstone.store.compression cimport decompress
 from siltstone.store.state cimport (KIND_BASE, KIND_LINK, KIND_MORE, KIND_MOVED, KIND_TABLE,
                                     MORE_HEADER_SIZE, NOTE_SIZE, PAGES_CORRUPT, PAGES_LOG,
                                     PAGES_OK, PAGE_HEADER_SIZE, TABLE_HEADER_SIZE, WORD_NOTE,
                                     pages_t, place_t)
-
-cdef struct batch_t:
-    pthread_mutex_t lock
-    pthread_cond_t done
-    uint32_t waiting
+from siltstone.store.together cimport do_together
 
 cdef struct piece_t:            # one record of a chain
-    job_t job
     pages_t *pages
-    batch_t *batch
     place_t place
     char *record
     int result
@@ -67,45 +56,13 @@ cdef void piece_read(piece_t *piece, uint32_t flags) noexcept nogil:
     piece.size = word_size(header.word) - skip
 
 
-cdef void piece_job(job_t *job) noexcept nogil:
-    cdef piece_t *piece = <piece_t *>job.owner
-    cdef batch_t *batch = piece.batch
-    piece_read(piece, 0)
-    pthread_mutex_lock(&batch.lock)
-    batch.waiting -= 1
-    if batch.waiting == 0:
-        pthread_cond_signal(&batch.done)
-    pthread_mutex_unlock(&batch.lock)
+cdef void blocked_read(void *context, uint32_t number) noexcept nogil:
+    cdef piece_t *piece = &(<piece_t *>context)[number]
+    if piece.result == PAGES_LOG + LOG_WOULD_BLOCK:
+        piece_read(piece, 0)
 
 
 # All records -------------------------------------------------------------------------------------
-
-
-cdef void read_parallel(pages_t *pages, piece_t *pieces, uint32_t count) noexcept nogil:
-    """Those that would have blocked, all at once."""
-    cdef batch_t batch
-    cdef uint32_t number
-    batch.waiting = 1
-    pthread_mutex_init(&batch.lock, NULL)
-    pthread_cond_init(&batch.done, NULL)
-    for number in range(count):
-        if pieces[number].result == PAGES_LOG + LOG_WOULD_BLOCK:
-            pieces[number].batch = &batch
-            pieces[number].job.run = piece_job
-            pieces[number].job.owner = &pieces[number]
-            pieces[number].job.completions = NULL
-            pthread_mutex_lock(&batch.lock)
-            batch.waiting += 1
-            pthread_mutex_unlock(&batch.lock)
-            if pages.pool == NULL or pool_submit(pages.pool, &pieces[number].job) != 0:
-                piece_job(&pieces[number].job)
-    pthread_mutex_lock(&batch.lock)
-    batch.waiting -= 1
-    while batch.waiting:
-        pthread_cond_wait(&batch.done, &batch.lock)
-    pthread_mutex_unlock(&batch.lock)
-    pthread_cond_destroy(&batch.done)
-    pthread_mutex_destroy(&batch.lock)
 
 
 cdef int read_pieces(pages_t *pages, const place_t *places, uint32_t count,
@@ -129,7 +86,7 @@ cdef int read_pieces(pages_t *pages, const place_t *places, uint32_t count,
         piece_read(&pieces[0][number], LOG_NOWAIT if count > 1 else 0)
         blocked += pieces[0][number].result == PAGES_LOG + LOG_WOULD_BLOCK
     if blocked:
-        read_parallel(pages, pieces[0], count)
+        do_together(pages.pool, blocked_read, pieces[0], count)
     return PAGES_OK
 
 

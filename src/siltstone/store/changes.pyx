@@ -21,11 +21,11 @@ from siltstone.log.latency cimport now_ns
 from siltstone.store.blob cimport BLOB_REFERENCE_MAX, blob_write
 from siltstone.store.edits cimport edit_t, edits_sort
 from siltstone.store.page cimport KEY_SIZE_MAX, RECORD_BLOB
-from siltstone.store.pagecache cimport (PAGES_MORE, PAGES_OK, change_abandon, change_begin,
-                                        pages_lock, pages_root, pages_root_find, pages_unlock,
-                                        pages_usable)
-from siltstone.store.plan cimport (PLAN_DROPPED, PLAN_STALE, plan_free, plan_step, plan_t,
-                                   plan_tidy, root_edits_t, run_t)
+from siltstone.store.pagecache cimport (PAGES_MISS, PAGES_MORE, PAGES_OK, change_abandon,
+                                        change_begin, pages_lock, pages_root, pages_root_find,
+                                        pages_unlock, pages_usable)
+from siltstone.store.plan cimport (PLAN_DROPPED, PLAN_STALE, plan_free, plan_load, plan_step,
+                                   plan_t, plan_tidy, root_edits_t, run_t)
 from siltstone.store.trees cimport PAGES_CHANGED, generation_t, key_bytes, value_bytes
 
 cdef enum:
@@ -275,6 +275,9 @@ cdef class Changes:
                                "it again, for example with transact()")
             if result == PLAN_DROPPED:
                 raise KeyMissing("a tree of these changes was dropped")
+            if result == PAGES_MISS:
+                with nogil:
+                    plan_load(pages, plan)
             pages.again(result, plan.missing, NULL, plan.bytes, plan.records)
 
     cdef int _release(self, plan_t *plan) except -1:

@@ -101,7 +101,7 @@ cdef inline char *page_node(pages_t *pages, uint64_t pid) noexcept nogil:
 # Read it (or its table block) into memory, without the lock and without the GIL. OK also when it
 # is there meanwhile. ABSENT, TOO_OLD, CORRUPT, PAGES_LOG + ..., -ENOMEM.
 #     int pages_load(pages_t *pages, uint64_t pid, const snapshot_t *snapshot)
-# As many at once, by the worker threads; errors are met again when the page is asked for.
+# As many, by this thread and the workers; errors are met again when the page is asked for.
 #     void pages_load_many(pages_t *pages, const uint64_t *pids, uint32_t count,
 #                               const snapshot_t *snapshot)
 

@@ -662,6 +662,7 @@ cdef class Pages:
             "cache_limit_bytes": self.pages.cache_bytes,
             "snapshot_bytes": self.pages.version_bytes, "snapshot_versions": self.pages.versions,
             "snapshots_lost": counters.snapshots_lost,
+            "redundant_bytes": self.pages.redundant_bytes,
         }
         pages_unlock(&self.pages)
         found["written_bytes"] = self.device.handle.stats()["bytes_written"]

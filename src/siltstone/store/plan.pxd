@@ -54,6 +54,9 @@ cdef struct plan_t:             # zero it; one thread's
 # The next step, without the lock and the GIL. PAGES_MORE: again, please; PAGES_OK: committed;
 # PLAN_STALE: from the beginning, please. PAGES_MISS, WAIT: load `missing`, wait for room, again.
 cdef int plan_step(TreePages trees, Reads reads, plan_t *plan) noexcept nogil
+# After PAGES_MISS, likewise: read several leaves at once that the next edits want. What is wrong
+# with one is met again when it is asked for; `missing` itself may have to be loaded after it.
+cdef void plan_load(TreePages trees, const plan_t *plan) noexcept nogil
 # After the commit, likewise: leaves that lost records are joined with others, or go.
 cdef void plan_tidy(TreePages trees, const plan_t *plan) noexcept nogil
 # Memory that is the plan's own, except the change.

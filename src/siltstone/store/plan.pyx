@@ -30,12 +30,15 @@ from siltstone.store.pagecache cimport (PAGES_LARGE, PAGES_MISS, PAGES_MORE, PAG
                                         change_allocate, change_append, change_commit,
                                         change_count, change_cut, change_hold, change_link,
                                         change_needs, change_root, entry_t, page_entry,
-                                        pages_fragment_max, pages_lock, pages_ready,
-                                        pages_root_find, pages_t, pages_unlock, pages_wait_ready)
+                                        pages_fragment_max, pages_load_many, pages_lock,
+                                        pages_ready, pages_root_find, pages_t, pages_unlock,
+                                        pages_wait_ready)
+from siltstone.store.state cimport RECENT_MAX
 from siltstone.store.write cimport leaf_settle
 
 cdef enum:
     STEP_EDITS = 1024           # in one hold of the lock: about half a millisecond
+    AHEAD_SHARE = 4             # of the pages that stay in memory: leaves that are read ahead
 
 
 # Leaves -----------------------------------------------------------------------------------------
@@ -375,6 +378,48 @@ cdef int plan_step(TreePages trees, Reads reads, plan_t *plan) noexcept nogil:
         result = _commit(trees, reads, plan)
     pages_unlock(&trees.pages)
     return result
+
+
+# Pages that are missing ------------------------------------------------------------------------
+
+cdef uint32_t _ahead(TreePages trees, const plan_t *plan, uint64_t *pids,
+                     uint32_t room) noexcept nogil:
+    # Leaves that the edits behind the last run want and that are not in memory. Pages above them
+    # are read one by one: of those, and of a few leaves, the cache is sure to keep enough.
+    cdef path_t path
+    cdef char fence[KEY_SIZE_MAX]
+    cdef uint64_t at = plan.runs[plan.run_count - 1].end if plan.run_count else 0
+    cdef uint64_t last = at + STEP_EDITS
+    cdef uint32_t count = 0, number = 0
+    cdef const root_edits_t *root
+    cdef int result
+    while at < plan.count and at < last and count < room:
+        while plan.roots[number].end <= at:
+            number += 1
+        root = &plan.roots[number]
+        if root.name != NULL:
+            at = root.end
+            continue
+        result = path_find(&trees.pages, root.pid, SEEK_AT, plan.edits[at].key,
+                           plan.edits[at].key_size, NULL, True, &path)
+        if result == PAGES_MISS and path.depth > 1 and path.nodes[path.depth - 2].level == 1:
+            pids[count] = path.missing
+            count += 1
+        elif result != PAGES_OK:
+            break
+        # of a leaf that is missing, too, the page above it says where it ends
+        at = _run_end(plan, at, root.end, &path, fence)
+    return count
+
+
+cdef void plan_load(TreePages trees, const plan_t *plan) noexcept nogil:
+    cdef uint64_t pids[RECENT_MAX]
+    cdef uint32_t count
+    pages_lock(&trees.pages)
+    count = _ahead(trees, plan, pids, trees.pages.pages_min // AHEAD_SHARE)
+    pages_unlock(&trees.pages)
+    if count > 1:
+        pages_load_many(&trees.pages, pids, count, NULL)
 
 
 # Afterwards -------------------------------------------------------------------------------------

@@ -12,11 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
-from siltstone.log.pthread cimport (pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
-                                    pthread_cond_t, pthread_cond_wait, pthread_mutex_destroy,
-                                    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
-                                    pthread_mutex_unlock)
-from siltstone.log.workers cimport job_t, pool_submit
+from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from siltstone.store.append cimport append_ready
 from siltstone.store.chainread cimport chain_node, table_image
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_ABSENT,
@@ -26,6 +22,7 @@ from siltstone.store.table cimport (block_decode, block_drop, block_heats, block
                                     block_save, entries_free, entries_new, entry_redundant,
                                     entry_take_places, node_changed, page_entry, page_heat,
                                     page_warm)
+from siltstone.store.together cimport do_together
 from siltstone.store.versions cimport version_find
 
 cdef enum:
@@ -168,6 +165,19 @@ cdef void recent_add(pages_t *pages, uint64_t pid) noexcept nogil:
     block_of(pages, pid).resident += 1
 
 
+cdef void count_redundant(pages_t *pages, entry_t *entry) noexcept nogil:
+    """What recovery could not know: with the page itself at hand, its records say the rest twice.
+    Those of a compressed base are smaller than what they say, and tell nothing."""
+    cdef uint64_t bytes = entry.first.bytes
+    cdef uint32_t number
+    if pages.compression:
+        return
+    for number in range(entry.count - 1):
+        bytes += entry.more[number].bytes
+    entry_redundant(pages, entry, <int64_t>bytes
+                    - <int64_t>pages.ops.image_size(pages.context, entry.node))
+
+
 cdef int entry_load(pages_t *pages, uint64_t pid, entry_t *entry) noexcept nogil:
     """Lock held; dropped while reading. The entry cannot go meanwhile: it is busy."""
     cdef place_t *places = NULL
@@ -193,6 +203,7 @@ cdef int entry_load(pages_t *pages, uint64_t pid, entry_t *entry) noexcept nogil
         result = AGAIN
     elif result == PAGES_OK:
         entry_set_node(pages, pid, entry, node)
+        count_redundant(pages, entry)
         page_heat(pages, pid)[0] = 0
         recent_add(pages, pid)
         pages.counters.loads += 1
@@ -271,58 +282,21 @@ cdef int pages_load(pages_t *pages, uint64_t pid, const snapshot_t *snapshot) no
 
 
 cdef struct loads_t:
-    pthread_mutex_t lock
-    pthread_cond_t done
-    uint32_t waiting
-
-cdef struct load_t:
-    job_t job
     pages_t *pages
-    loads_t *loads
+    const uint64_t *pids
     const snapshot_t *snapshot
-    uint64_t pid
 
 
-cdef void load_job(job_t *job) noexcept nogil:
-    cdef load_t *load = <load_t *>job.owner
-    cdef loads_t *loads = load.loads
-    pages_load(load.pages, load.pid, load.snapshot)
-    pthread_mutex_lock(&loads.lock)
-    loads.waiting -= 1
-    if loads.waiting == 0:
-        pthread_cond_signal(&loads.done)
-    pthread_mutex_unlock(&loads.lock)
+cdef void load_part(void *context, uint32_t number) noexcept nogil:
+    cdef loads_t *loads = <loads_t *>context
+    pages_load(loads.pages, loads.pids[number], loads.snapshot)
 
 
 cdef void pages_load_many(pages_t *pages, const uint64_t *pids, uint32_t count,
                           const snapshot_t *snapshot) noexcept nogil:
-    cdef load_t *all = <load_t *>calloc(count + 1, sizeof(load_t))
     cdef loads_t loads
-    cdef uint32_t number
-    if all == NULL or pages.pool == NULL:
-        for number in range(count):
-            pages_load(pages, pids[number], snapshot)
-        free(all)
-        return
-    loads.waiting = count
-    pthread_mutex_init(&loads.lock, NULL)
-    pthread_cond_init(&loads.done, NULL)
-    for number in range(count):
-        all[number].pages = pages
-        all[number].loads = &loads
-        all[number].snapshot = snapshot
-        all[number].pid = pids[number]
-        all[number].job.run = load_job
-        all[number].job.owner = &all[number]
-        if pool_submit(pages.pool, &all[number].job) != 0:
-            load_job(&all[number].job)
-    pthread_mutex_lock(&loads.lock)
-    while loads.waiting:
-        pthread_cond_wait(&loads.done, &loads.lock)
-    pthread_mutex_unlock(&loads.lock)
-    pthread_cond_destroy(&loads.done)
-    pthread_mutex_destroy(&loads.lock)
-    free(all)
+    loads.pages, loads.pids, loads.snapshot = pages, pids, snapshot
+    do_together(pages.pool, load_part, &loads, count)
 
 
 # Evicting ----------------------------------------------------------------------------------------

@@ -171,13 +171,24 @@ cdef int entry_room(pages_t *pages, entry_t *entry, uint32_t more) noexcept nogi
     if wanted <= capacity + 1:
         return 0
     while capacity + 1 < wanted:
-        capacity = min(<uint32_t>PLACES_MAX, max(<uint32_t>4, capacity + capacity // 2))
+        capacity = min(<uint32_t>PLACES_MAX, max(<uint32_t>2, capacity + capacity // 2))
     larger = <place_t *>realloc(entry.more, capacity * sizeof(place_t))
     if larger == NULL:
         return -ENOMEM
     pages.resident_bytes += (capacity - entry.capacity) * sizeof(place_t)
     entry.more = larger
     entry.capacity = <uint16_t>capacity
+    return 0
+
+
+cdef int entry_room_exact(pages_t *pages, entry_t *entry, uint32_t count) noexcept nogil:
+    """For the places of an entry that has none: of most pages that are read, no more will come."""
+    if count > 1:
+        entry.more = <place_t *>malloc((count - 1) * sizeof(place_t))
+        if entry.more == NULL:
+            return -ENOMEM
+        entry.capacity = <uint16_t>(count - 1)
+        pages.resident_bytes += entry.capacity * sizeof(place_t)
     return 0
 
 
@@ -353,7 +364,7 @@ cdef const char *get_entry(pages_t *pages, const char *at, const char *end,
         at = get_number(at, end, &count)
         if at == NULL or count > PLACES_MAX or count > <uint64_t>(end - at):
             return NULL
-        if entry_room(pages, entry, <uint32_t>count) != 0:
+        if entry_room_exact(pages, entry, <uint32_t>count) != 0:
             entry.state = PAGE_RESERVED
             return NULL
         for number in range(<uint32_t>count):
