@@ -306,3 +306,32 @@ def test_a_coroutine_functions_result_is_renewed_by_a_task(
         assert await slow() == 2
 
     asyncio.run(use())
+
+
+def test_a_semaphore_that_could_not_be_released_is_held_still(
+    cache: siltstone.Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    semaphore = BoundedSemaphore(cache, "places", 2)
+    assert semaphore.acquire()
+
+    def busy(*_: object) -> None:
+        raise errors.Busy("a shard is held")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(siltstone.Cache, "get_with_token", busy)
+        with pytest.raises(errors.Busy):
+            semaphore.release()
+    semaphore.release()
+    with pytest.raises(errors.NotHeld):
+        semaphore.release()
+    assert "places" not in cache
+
+
+@pytest.mark.parametrize(
+    "value", [b"\xb2.1.1", b"1.\xb2.1", b"999.1.1.1", b"9" * 30 + b".1", b"x", b",,", b"\xff"]
+)
+def test_what_names_no_holder_holds_nothing(tmp_path: Path, value: bytes) -> None:
+    with siltstone.Cache(tmp_path / "c", ram="4MiB") as shared:
+        shared["lock"] = value
+        with Lock(shared, "lock") as lock:
+            assert lock.locked()

@@ -589,6 +589,8 @@ class Attachment:
 
     def member_alive(self, slot: int, started_ms: int) -> bool:
         """Does the process that had `slot` since `started_ms` still live?"""
+        if slot >= PROCESS_SLOTS:
+            return False  # as a client may have written it
         if slot == self.arena.slot:
             return started_ms == self.arena.process(slot)[1]
         if self.lock is None or self.lock.holder(slot) == 0:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from siltstone.cache.cache import Cache
 
+TOKEN_CHARS_MAX: Final = 100  # four numbers of 64 bits
 _serial: Final = itertools.count()
 
 
@@ -36,6 +37,6 @@ def is_alive(cache: Cache, token: str) -> bool:
     """Whether the process of a token still has this cache open."""
     slot, _, rest = token.partition(".")
     started = rest.partition(".")[0]
-    if not slot.isdigit() or not started.isdigit():
+    if not slot.isdecimal() or not started.isdecimal() or len(token) > TOKEN_CHARS_MAX:
         return False
     return cache._attachment.member_alive(int(slot), int(started))

@@ -142,13 +142,19 @@ class BoundedSemaphore(_Held):
     def release(self) -> None:
         """Let one place go. NotHeld when this object has none."""
         with self._guard:
-            mine = self._tokens.pop() if self._tokens else None
-        while True:
-            held, token = self._holders()
-            if mine not in held:
-                raise NotHeld(f"the semaphore {self._key!r} is not held by this object")
-            if self._change([holder for holder in held if holder != mine], token):
-                return
+            mine = self._tokens.pop() if self._tokens else ""
+        try:
+            while mine:
+                held, token = self._holders()
+                if mine not in held:
+                    break
+                if self._change([holder for holder in held if holder != mine], token):
+                    return
+        except BaseException:  # it is held still, and may be let go later
+            with self._guard:
+                self._tokens.append(mine)
+            raise
+        raise NotHeld(f"the semaphore {self._key!r} is not held by this object")
 
 
 def barrier(
