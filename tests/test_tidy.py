@@ -264,6 +264,33 @@ def test_nothing_is_left_for_later() -> None:
                 assert not UNFINISHED.search(path.read_text()), path
 
 
+IMPORT = re.compile(r"(?m)^(?:from [\w.]+ c?import (\([^)]*\)|[^\n(]*)|import ([\w., ]+))\n")
+
+
+def unused_in(text: str) -> list[str]:
+    """Names that a Cython module imports and does not use; C code within it counts as use."""
+    code = IMPORT.sub("", re.sub(r"#(?!\s*(?:define|if)).*", "", text))
+    code = re.sub(r'"""[\s\S]*?"""', lambda match: match[0] * ("#include" in match[0]), code)
+    words = set(re.findall(r"\w+", code))
+    unused = []
+    for match in IMPORT.finditer(text):
+        for alias in re.sub(r"#.*|[()\n]", " ", match[1] or match[2]).split(","):
+            name = alias.split(" as ")[-1].strip().split(".")[0]
+            if name not in {"", "*", *words}:
+                unused.append(name)
+    return unused
+
+
+@each(COMPILED)  # ruff does not read these
+def test_what_is_imported_is_used(path: Path) -> None:
+    assert unused_in(path.read_text()) == []
+
+
+def test_the_check_of_imports_sees() -> None:
+    text = "from a cimport (b, c,  # d\n    e as f)\nimport os.path\ncdef b x = os.sep  # c f\n"
+    assert unused_in(text) == ["c", "f"]
+
+
 # Lists and stubs ----------------------------------------------------------------------------
 
 

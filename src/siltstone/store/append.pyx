@@ -6,7 +6,7 @@ ready: append_ready() says so beforehand, append_wait() waits without the lock.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from siltstone.log.chain cimport chain_prepare
@@ -20,7 +20,7 @@ from siltstone.log.ordered cimport (GROUP_ID_SIZE, ORDERED_URGENT, group_t, orde
 from siltstone.log.pthread cimport (pthread_cond_t, pthread_mutex_lock, pthread_mutex_t,
                                     pthread_mutex_unlock)
 from siltstone.store.compression cimport compress, compress_bound
-from siltstone.store.state cimport (KIND_BASE, KIND_LINK, KIND_MORE, KIND_MOVED, MORE_HEADER_SIZE,
+from siltstone.store.state cimport (KIND_BASE, KIND_MORE, KIND_MOVED, MORE_HEADER_SIZE,
                                     NOTE_SIZE, PAGES_LARGE, PAGES_LOG, PAGES_OK, PAGES_WAIT,
                                     PAGE_HEADER_SIZE, entry_t, pages_t, place_t)
 from siltstone.store.table cimport (block_touch, entry_replace_places, entry_room, places_dead,

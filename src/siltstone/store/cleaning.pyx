@@ -12,7 +12,7 @@ would wait for the GIL longer than a segment takes, and fall behind whoever writ
 """
 from libc.errno cimport ENOMEM
 from libc.math cimport sqrt
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 

@@ -12,13 +12,13 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from siltstone.log.log cimport LOG_OK, LOG_TOO_LARGE, part_t
-from siltstone.log.ordered cimport (ORDERED_URGENT, group_t, ordered_group_abandon,
+from siltstone.log.ordered cimport (ORDERED_URGENT, ordered_group_abandon,
                                     ordered_group_commit, ordered_payload_max)
 from siltstone.store.append cimport (append_image, append_node, append_record, page_rewrite,
                                      pages_fragment_max, places_bytes)
 from siltstone.store.resident cimport entry_set_node, page_resized
 from siltstone.store.roots cimport root_count_add, root_set, roots_reach
-from siltstone.store.state cimport (KIND_BASE, KIND_FREE, KIND_LINK, KIND_ROOT, LINKS_MAX,
+from siltstone.store.state cimport (KIND_BASE, KIND_FREE, KIND_LINK, KIND_ROOT,
                                     MARK_COMMIT, NOTE_SIZE, PAGES_ABSENT, PAGES_LOG, PAGES_MISS,
                                     PAGES_MORE, PAGES_OK, PAGE_FREE, PAGE_LIVE, PAGE_RESERVED,
                                     ROOT_NAME_MAX, WORD_NOTE, change_item_t, change_memory_t,

@@ -9,8 +9,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_search,
                                    node_t, prefetch)
-from siltstone.store.pagecache cimport (PAGES_ABSENT, PAGES_MISS, PAGES_OK, page_get, pages_t,
-                                        snapshot_t)
+from siltstone.store.pagecache cimport PAGES_ABSENT, PAGES_OK, page_get, pages_t, snapshot_t
 
 
 cdef inline uint32_t _child(const node_t *node, seek_t seek, const char *key,

@@ -4,7 +4,7 @@ Sorting is by merging, on the first eight bytes of the keys as a number: most co
 nothing else, and keys that come sorted cost one look each.
 """
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 

@@ -16,13 +16,13 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
-from siltstone.store.page cimport (BLOB_HEADER_SIZE, CHANGE_CUT, CHANGE_DELETE, CHANGE_HEADER_SIZE,
-                                   CHANGE_SET, IMAGE_HEADER_SIZE, KEY_SIZE_MAX, NODE_HEADER_SIZE,
+from siltstone.store.page cimport (CHANGE_CUT, CHANGE_DELETE, CHANGE_HEADER_SIZE,
+                                   CHANGE_SET, IMAGE_HEADER_SIZE, KEY_SIZE_MAX,
                                    NODE_SIZE_MAX, PAGE_BLOB, PAGE_INNER, PAGE_INVALID, PAGE_LEAF,
                                    PAGE_NO_MEMORY, PAGE_OK, PID_SIZE, RECORD_BLOB, WORD_SIZE,
                                    blob_valid, key_head, make_word, node_blob, node_check_entry,
                                    node_cut, node_delete, node_free, node_new, node_prefix,
-                                   node_record, node_reserve, node_search, node_set, node_slots,
+                                   node_record, node_search, node_set, node_slots,
                                    node_t, record_word, slot_t, word_bytes, word_key_size,
                                    word_payload_size)
 

@@ -23,7 +23,7 @@ from libc.string cimport memset
 from posix.unistd cimport usleep
 
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM
-from siltstone.errors import (Closed, ConfigError, Corruption, EnvironmentFailure,
+from siltstone.errors import (Closed, ConfigError, EnvironmentFailure,
                               ForkedProcess, KeyMissing, SiltstoneError, SnapshotTooOld)
 from siltstone.log.device import FileDevice
 from siltstone.log.directory import check_free_for, make_directory

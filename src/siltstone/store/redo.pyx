@@ -14,11 +14,11 @@ its base was damaged) are left out and counted as damage.
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from siltstone.log.format cimport record_bytes
 from siltstone.log.ordered cimport GROUP_ID_SIZE, ORDERED_COMMIT, ordered_dead
-from siltstone.store.resident cimport block_load, entry_set_node
+from siltstone.store.resident cimport block_load
 from siltstone.store.roots cimport root_count_add, root_set, roots_reach
 from siltstone.store.state cimport (BLOCK_BITS, KIND_BASE, KIND_FREE, KIND_IDS, KIND_LINK,
                                     KIND_MORE, KIND_MOVED, KIND_ROOT, KIND_TABLE, MARK_COMMIT,

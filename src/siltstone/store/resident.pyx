@@ -9,7 +9,7 @@ Versions for snapshots are counted apart (versions.pyx).
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
