@@ -768,7 +768,9 @@ cdef int ordered_sync(ordered_t *stream, uint64_t target) noexcept nogil:
             led = True
             result = sync_round(stream)
         else:                       # an older reservation is still open
-            pthread_cond_broadcast(&stream.synced[stream.rounds % SIDES])   # each waits for itself
+            # Each waits for itself: who would join the next round, and who was in the last one.
+            pthread_cond_broadcast(&stream.synced[stream.rounds % SIDES])
+            pthread_cond_broadcast(&stream.synced[(stream.rounds - 1) % SIDES])
             if cond_wait_until(&stream.changed, &stream.lock, deadline_ns) == ETIMEDOUT:
                 result = LOG_BUSY
                 add64(&stream.counters.busy, 1)
