@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,3 +226,17 @@ def test_memcacheds_flags_are_memcacheds(shell: Shell) -> None:
     refused = shell("memcached", "-o", "bogus")
     assert (refused.code, refused.err) == (1, 'Illegal suboption "bogus"\n')
     assert shell("memcached", "-I", "100").code == 64
+
+
+EXTRAS = ("re2", "numpy", "promql_parser", "pcodec", "starlette", "uvicorn", "httptools", "cramjam")
+
+
+def test_the_command_works_without_what_the_extras_bring() -> None:
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))"
+    code = f"{blocked}; from siltstone import cli; sys.exit(cli.run(['check-config', '--json']))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["cache"]
+    code = f"{blocked}; from siltstone.serve.relabelling import Rule; Rule(target_label='a')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "ConfigError: relabelling needs pip install 'siltstone[metrics]'" in ran.stderr

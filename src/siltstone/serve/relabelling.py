@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Final
-
-import re2
+from typing import TYPE_CHECKING, Any, Final
 
 from siltstone.config import Kind, nearest
 from siltstone.errors import ConfigError, InvalidQuery
-from siltstone.metrics.labels import compile_pattern
+
+if TYPE_CHECKING:
+    import re2
 
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 # A target label that may have parts of what was matched in it.
@@ -68,6 +68,12 @@ class Rule:
 
     @cached_property
     def pattern(self) -> re2._Regexp:
+        try:  # here, so that settings can be read where time series cannot
+            from siltstone.metrics.labels import compile_pattern
+        except ImportError as error:
+            raise ConfigError(
+                f"relabelling needs pip install 'siltstone[metrics]' ({error})"
+            ) from None
         try:
             return compile_pattern(self.regex)
         except InvalidQuery as error:
