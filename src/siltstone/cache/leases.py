@@ -120,11 +120,16 @@ async def compute_once_async(
         _give_back(cache, key, found)
 
 
+def full_name(function: Callable[..., Any]) -> str:
+    """`module.qualified.name`: under which a decorated function keeps what it keeps."""
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def key_maker(
     function: Callable[..., Any], *, typed: bool, ignore: set[int | str], name: str | None
 ) -> Callable[..., Key]:
     """The function that makes the key of a call of `function`."""
-    base = name or f"{function.__module__}.{function.__qualname__}"
+    base = name or full_name(function)
 
     def cache_key(*args: Any, **kwargs: Any) -> Key:
         kept = [value for place, value in enumerate(args) if place not in ignore]

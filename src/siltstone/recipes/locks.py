@@ -7,6 +7,7 @@ for in a long time, as any item: where that must not happen, open the cache with
 
 from __future__ import annotations
 
+import abc
 import functools
 import threading
 from collections.abc import Callable
@@ -14,14 +15,14 @@ from typing import Any, Final, Self
 
 from siltstone.cache.cache import TTL, Cache
 from siltstone.cache.holders import is_alive, new_token, thread_token
+from siltstone.cache.leases import full_name
 from siltstone.codecs import Key
 from siltstone.errors import ConfigError, NotHeld
-from siltstone.recipes.names import full_name
 
 PAUSE_S: Final = 0.001
 
 
-class _Held:
+class _Held(abc.ABC):
     """An item that names its holders; `_take` tries once, `acquire` until it succeeds."""
 
     def __init__(self, cache: Cache, key: Key, expire: TTL = None, tag: str | None = None) -> None:
@@ -41,8 +42,9 @@ class _Held:
         value = ",".join(holders).encode()
         return self._cache.compare_and_set(self._key, value, token, self._expire, self._tag)
 
+    @abc.abstractmethod
     def _take(self) -> bool:
-        raise NotImplementedError
+        """Try once. Whether it is ours now."""
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Wait until it is ours, at most `timeout` seconds (None: for ever). Whether it is."""
@@ -54,9 +56,9 @@ class _Held:
             clock.sleep(PAUSE_S)
         return True
 
+    @abc.abstractmethod
     def release(self) -> None:
         """Let go. NotHeld when it is not ours (or has expired)."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self.acquire()

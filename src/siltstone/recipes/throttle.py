@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from siltstone.cache.cache import TTL, Cache
+from siltstone.cache.leases import full_name
 from siltstone.config import parse_duration
 from siltstone.errors import ConfigError
-from siltstone.recipes.names import full_name
 
 STATE: Final = struct.Struct("<dd")  # when it was written (seconds), calls that were allowed then
 
