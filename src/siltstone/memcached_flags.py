@@ -206,8 +206,6 @@ def _protocol(options: MemcachedOptions, text: str) -> None:
             " -- should be one of auto, binary, or ascii",
             EXIT_USAGE,
         )
-    if text == "binary":
-        raise Refused("siltstone does not support the binary protocol (-B binary)", EXIT_USAGE)
     options.protocol = text
 
 
@@ -570,6 +568,7 @@ def server_settings(options: MemcachedOptions) -> Settings:
         port=max(options.port, 0),  # here 0 is any free one
         unix_socket=None if options.unix_socket is None else Path(options.unix_socket),
         unix_mode=options.unix_mask & 0o777,
+        protocol=options.protocol,
         backlog=max(options.backlog, 1),
         connections_max=options.connections,
         idle_timeout=max(options.extended.get("idle_timeout", 0), 0),
@@ -639,7 +638,7 @@ siltstone memcached: memcached's flags, protocol and statistics
 -t, --threads=<num>       accepted; one event loop serves them all (default: 4)
 -C, --disable-cas         no CAS numbers
 -b, --listen-backlog=<num> connections waiting to be accepted (default: 1024)
--B, --protocol=<name>     auto or ascii; the binary protocol is not supported
+-B, --protocol=<name>     auto, ascii or binary (default: auto)
 -I, --max-item-size=<num> largest item, k and m are understood (default: 1m, 1k to 1024m)
 -F, --disable-flush-all   refuse flush_all
 -X, --disable-dumping     refuse stats cachedump and lru_crawler metadump

@@ -124,7 +124,6 @@ OURS = [
     ("-Z", "does not support TLS", 1),
     ("-Y /f", "does not support authentication", 1),
     ("-e /f", "does not support a memory file", 1),
-    ("-B binary", "does not support the binary protocol", 64),
 ]
 
 

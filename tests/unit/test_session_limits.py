@@ -47,25 +47,6 @@ def test_output_stops_between_two_keys() -> None:
     assert drained(session, reply, 6 * KIB) == one * 100 + b"END\r\nVERSION 1.6.18\r\nMN\r\n"
 
 
-def test_the_binary_protocol_is_refused_at_once() -> None:
-    """Its clients read 24 bytes before they look for anything."""
-    version = b"\x80\x0b" + bytes(22)
-    for before, replies in (
-        (b"", b""),
-        (b"mn\r\n", b"MN\r\n"),
-        (b"set a 0 0 1\r\n\x80\r\n", b"STORED\r\n"),
-    ):
-        session = make_session()
-        reply = session.feed(before + version)
-        assert reply == replies + b"ERROR the binary protocol is not spoken here\r\n"
-        assert session.closing
-        assert session.feed(b"mn\r\n") == b""
-    assert len(reply) >= 24
-    # one byte of it is enough, and inside of a line it is a byte like others
-    assert make_session().feed(b"\x80").startswith(b"ERROR")
-    assert make_session().feed(b"get a\x80\r\n") == b"END\r\n"
-
-
 def test_a_long_key_behind_much_output_is_seen_first() -> None:
     session = make_session(output_size_max=4 * KIB)
     session.feed(b"set a 0 0 1000\r\n" + b"x" * 1000 + b"\r\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bmemcached
 import pytest
 from backend import FlashBackend, MemoryBackend
 from pymemcache.client.base import Client
@@ -109,6 +111,32 @@ def running() -> Iterator[Running]:
 
 
 # A real client ------------------------------------------------------------------------------
+
+
+def test_a_client_of_the_binary_protocol(running: Running) -> None:
+    client = bmemcached.Client((f"127.0.0.1:{running.server.ports[0]}",), compression=None)
+    assert client.set("a", "text", time=60)
+    assert client.get("a") == "text"
+    assert client.set_multi({"x": 1, "y": b"two", "large": "z" * 500_000}) == []
+    assert client.get_multi(["x", "y", "none"]) == {"x": 1, "y": b"two"}
+    assert client.get("large") == "z" * 500_000
+    assert [client.incr("n", 5, default=10), client.incr("n", 5), client.decr("n", 3)] == [
+        10, 15, 12,
+    ]  # fmt: skip
+    _, cas = client.gets("a")
+    assert client.cas("a", "new", cas)
+    assert not client.cas("a", "newer", cas)
+    assert not client.add("a", "z")
+    assert not client.replace("none", "z")
+    with contextlib.closing(running.client()) as text:
+        assert text.get("a") == b"new"
+    assert client.delete("a")
+    assert client.get("a") is None
+    (statistics,) = client.stats().values()
+    assert int(statistics["cmd_set"]) >= 4
+    assert client.flush_all()
+    assert client.get_multi(["x", "y"]) == {}
+    client.disconnect_all()
 
 
 def test_pymemcache(running: Running) -> None:

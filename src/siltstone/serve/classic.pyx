@@ -8,17 +8,17 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from siltstone.cache.engine cimport (
     CACHE_FLASH, CACHE_FOUND, CACHE_IO, CACHE_MISS, CACHE_NO_MEMORY, CACHE_OK, CACHE_TOO_LARGE,
-    CACHE_WOULD_BLOCK, COUNT_STORE_NO_MEMORY, COUNT_STORE_TOO_LARGE, OP_ADD, OP_APPEND, OP_DECR,
+    CACHE_WOULD_BLOCK, OP_ADD, OP_APPEND, OP_DECR,
     OP_DELETE, OP_INCR, OP_META_GET, OP_PREPEND, OP_REPLACE, OP_SET, OP_TOUCH, OPT_CAS,
-    OPT_TOUCH, OPT_WANT_VALUE, cache_copy, cache_count, cache_fetch, cache_find, cache_found,
+    OPT_TOUCH, OPT_WANT_VALUE, cache_copy, cache_fetch, cache_find, cache_found,
     cache_hash, cache_prefetch, meta_t, read_t,
 )
 from siltstone.log.log cimport LOG_NOWAIT
 from siltstone.serve.request cimport (
     KEY_SIZE_MAX, KEYS_GAT, KEYS_GATS, KEYS_GET, KEYS_GETS, KEYS_NONE, PARKED_GET, PARKED_GETS,
     PARKED_MAX, STEP_ADMIN, STEP_CLOSE, STEP_DONE, STEP_FULL, STEP_MORE, STEP_READS, answer,
-    answer_status, count_prefix, execute, expire_at, is_noreply, item_size, park, parked_t,
-    reply_begin, reply_drop, reply_end, request_begin, session_t,
+    answer_status, count_prefix, drop_value, execute, expire_at, is_noreply, item_size, park,
+    parked_t, reply_begin, reply_drop, reply_end, request_begin, session_t,
 )
 from siltstone.serve.wire cimport (
     DIGITS_MAX, TOKENS_MAX, next_token, output_room, output_t, parse_i64, parse_u64,
@@ -301,23 +301,11 @@ cdef int value_step(session_t *s) noexcept nogil:
 
 
 cdef int value_refuse(session_t *s, uint64_t length) noexcept nogil:
-    """Too large, or no memory to gather it. A set that fails removes the former value."""
-    if s.request.op == OP_SET:
-        s.request.options = 0
-        # above any item_size_max: the engine refuses, counts, and removes the former value
-        s.request.value_size = <uint64_t>1 << 40
-        if execute(s) == CACHE_WOULD_BLOCK:
-            return STEP_READS
-    elif not s.no_memory:
-        cache_count(s.cache, COUNT_STORE_TOO_LARGE, 1)
-    if s.no_memory:
-        cache_count(s.cache, COUNT_STORE_NO_MEMORY, 1)
-        answer_status(s, CACHE_NO_MEMORY)
-    else:
-        answer_status(s, CACHE_TOO_LARGE)
-    s.no_memory = False
+    cdef int status = drop_value(s)
+    if status == CACHE_WOULD_BLOCK:
+        return STEP_READS
+    answer_status(s, status)
     s.swallow = length + 2
-    s.request.value = NULL
     return STEP_DONE
 
 

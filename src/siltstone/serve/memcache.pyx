@@ -24,21 +24,28 @@ from siltstone.cache.engine cimport CACHE_FOUND, CACHE_IO, CACHE_MISS, CacheEngi
 from siltstone.log.atomics cimport add64, load64_relaxed, store64_relaxed
 from siltstone.log.latency cimport now_ns
 from siltstone.log.workers cimport Completions, WorkerPool, completions_take, job_t, pool_submit
+from siltstone.serve.binary cimport (
+    REQUEST_MAGIC, next_packet, put_busy_packet, put_parked_packet,
+)
 from siltstone.serve.classic cimport put_parked_value, run_classic, run_get, run_keys
 from siltstone.serve.meta cimport put_parked_meta, run_meta
 from siltstone.serve.request cimport (
-    KEYS_GET, KEYS_NONE, PARKED_META, PARKED_RECORD, STEP_ADMIN, STEP_CLOSE, STEP_DONE,
+    KEYS_GET, KEYS_NONE, PARKED_META, PARKED_PACKET, PARKED_RECORD, PROTOCOL_AUTO,
+    PROTOCOL_BINARY, PROTOCOL_TEXT, STEP_ADMIN, STEP_CLOSE, STEP_DONE,
     STEP_FULL, STEP_MORE, STEP_READS, parked_free, parked_t, session_begin, session_clear,
     session_count, session_t,
 )
 from siltstone.serve cimport request
+from siltstone.serve import packets
 from siltstone.serve.wire cimport output_free, output_t, put
 
 cdef enum:
     LINE_SIZE_USUAL = 2048      # of every command but the gets with many keys
     SPACES_MAX = 100            # before a get's name
-    BINARY_REQUEST = 0x80       # first byte of a request in memcached's binary protocol
     KEPT_SIZE_MAX = 65536       # a larger idle buffer goes back to the allocator
+
+# protocol_t of the setting.
+PROTOCOLS = {"auto": PROTOCOL_AUTO, "ascii": PROTOCOL_TEXT, "binary": PROTOCOL_BINARY}
 
 # What Control answers to a line that ends the connection.
 CLOSE = object()
@@ -74,8 +81,10 @@ cdef int session_loop(session_t *s) noexcept nogil:
         if s.keys_kind != KEYS_NONE:
             s.next = s.at + s.keys_next
             step = run_keys(s, s.input + s.at + s.keys_offset, s.input + s.at + s.keys_size)
+        elif s.size - s.at < s.need:
+            return STEP_MORE
         else:
-            step = next_line(s)
+            step = next_packet(s) if speaks_binary(s) else next_line(s)
         if step == STEP_CLOSE and s.parked_count:
             step = STEP_READS       # replies before it are still to come
         if step != STEP_DONE:
@@ -85,17 +94,19 @@ cdef int session_loop(session_t *s) noexcept nogil:
         s.scanned = 0
 
 
+cdef bint speaks_binary(session_t *s) noexcept nogil:
+    """As memcached: a connection's first byte decides for its life."""
+    if s.protocol == PROTOCOL_AUTO:
+        s.protocol = (PROTOCOL_BINARY if s.input[s.at] == <char>REQUEST_MAGIC
+                      else PROTOCOL_TEXT)
+    return s.protocol == PROTOCOL_BINARY
+
+
 cdef int next_line(session_t *s) noexcept nogil:
     """Find the line at s.at and run it."""
     cdef const char *at = s.input + s.at
     cdef uint64_t left = s.size - s.at
     cdef const char *end
-    if left < s.need:
-        return STEP_MORE
-    if at[0] == <char>BINARY_REQUEST:
-        # its client waits for a header of 24 bytes, not for a line: it would wait for ever
-        put(&s.out, b"ERROR the binary protocol is not spoken here\r\n", 46)
-        return STEP_CLOSE
     end = <const char *>memchr(at + s.scanned, b'\n', left - s.scanned)
     if end == NULL:
         s.scanned = left
@@ -172,6 +183,8 @@ cdef void session_assemble(session_t *s) noexcept nogil:
             copied = parked.offset
             if parked.kind == PARKED_META:
                 put_parked_meta(s, parked, &done)
+            elif parked.kind == PARKED_PACKET:
+                put_parked_packet(parked, &done)
             else:
                 put_parked_value(parked, &done)
             i += 1
@@ -192,7 +205,10 @@ cdef uint64_t replace_reply(session_t *s, parked_t *parked, output_t *done,
                             uint64_t copied) noexcept nogil:
     """One line instead of a whole command's reply. Returns how far the output is dealt with."""
     put(done, s.out.data + copied, parked.start - copied)
-    put(done, b"SERVER_ERROR busy\r\n", 19)
+    if parked.kind == PARKED_PACKET:
+        put_busy_packet(parked, done)
+    else:
+        put(done, b"SERVER_ERROR busy\r\n", 19)
     if s.keys_kind != KEYS_NONE and parked.command == s.command:
         s.keys_kind = KEYS_NONE
         s.at += s.keys_next
@@ -269,6 +285,7 @@ cdef class Session:
         self.s.line_size_max = settings.line_size_max
         self.s.output_size_max = settings.output_size_max
         self.s.item_size_max = settings.item_size_max
+        self.s.protocol = PROTOCOLS[settings.protocol]
         self.settled = True
 
     def __dealloc__(self):
@@ -448,15 +465,19 @@ cdef class Session:
                 > self.shared.shared.buffered_max)
 
     cdef int admin(self) except -1:
-        """A line that the C loop does not know: Control answers. Returns a step."""
+        """A line or packet that the C loop does not know: Control answers. Returns a step."""
         cdef session_t *s = &self.s
-        cdef bytes line = s.line[:s.line_end - s.line]
+        cdef bytes asked = s.line[:s.line_end - s.line]
+        cdef bint binary = s.protocol == PROTOCOL_BINARY
         session_count(s)
         try:
-            answer = self.control.command(line, s.out.size == 0)
+            answer = self.control.command(packets.line_of(asked) if binary else asked,
+                                          s.out.size == 0)
         except Exception as error:
             self.control.failed(error)
             answer = b"SERVER_ERROR internal error\r\n"
+        if binary:
+            answer = packets.replies_to(asked, answer)
         s.at = s.next
         s.need = s.scanned = 0
         if answer is CLOSE:

@@ -32,6 +32,13 @@ cdef enum parked_kind_t:
     PARKED_GETS = 2
     PARKED_META = 3
     PARKED_RECORD = 4   # the record that a changing command needs; it is executed again
+    PARKED_PACKET = 5   # a get of the binary protocol
+
+cdef enum protocol_t:
+    # What a connection speaks; its first byte decides unless it is set.
+    PROTOCOL_AUTO = 0
+    PROTOCOL_TEXT = 1
+    PROTOCOL_BINARY = 2
 
 cdef struct shared_t:
     # What all sessions of a server share; changed with atomics.
@@ -62,6 +69,8 @@ cdef struct parked_t:
     char key[KEY_SIZE_MAX]
     char *line              # PARKED_META: the command's flags, to be parsed again
     uint32_t line_size
+    uint8_t opcode          # PARKED_PACKET: of the command, and what its reply repeats
+    uint32_t opaque
 
 cdef struct session_t:
     cache_t *cache
@@ -76,6 +85,7 @@ cdef struct session_t:
     uint64_t scanned        # bytes from `at` on that hold no newline
     uint64_t swallow        # bytes of a refused value that are still to come
     int64_t now_ms
+    uint8_t protocol        # protocol_t
     uint64_t line_size_max
     uint64_t output_size_max
     uint64_t item_size_max
@@ -120,6 +130,9 @@ cdef uint32_t item_class(uint64_t size) noexcept nogil
 cdef int execute(session_t *s) noexcept nogil
 cdef void request_begin(session_t *s, uint8_t op, const char *key,
                         uint32_t key_size) noexcept nogil
+# Instead, for a value that cannot be taken: too large, or no memory to gather it (s.no_memory).
+# Which of the two, or CACHE_WOULD_BLOCK. A set that fails removes the former value.
+cdef int drop_value(session_t *s) noexcept nogil
 cdef void answer(session_t *s, const char *line, uint64_t size) noexcept nogil
 cdef void answer_status(session_t *s, int status) noexcept nogil
 

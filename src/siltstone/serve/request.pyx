@@ -14,7 +14,8 @@ from libc.string cimport memcpy, memset
 from siltstone.cache.engine cimport (
     CACHE_BUSY, CACHE_EXISTS, CACHE_FLASH, CACHE_IO, CACHE_MISS, CACHE_NO_MEMORY,
     CACHE_NOT_NUMBER, CACHE_NOT_STORED, CACHE_TOO_LARGE, CACHE_WOULD_BLOCK, COUNT_CMD_GET,
-    COUNT_CMD_META, COUNT_CMD_SET, COUNT_CMD_TOUCH, cache_count, cache_execute, cache_fetch,
+    COUNT_CMD_META, COUNT_CMD_SET, COUNT_CMD_TOUCH, COUNT_STORE_NO_MEMORY,
+    COUNT_STORE_TOO_LARGE, OP_SET, cache_count, cache_execute, cache_fetch,
     cache_hash, cache_now_ms, cache_read_record, record_free,
 )
 from siltstone.log.log cimport LOG_NOWAIT
@@ -139,6 +140,23 @@ cdef int execute(session_t *s) noexcept nogil:
             return CACHE_WOULD_BLOCK
     s.record_ready = False
     return CACHE_BUSY if status == CACHE_FLASH else status
+
+
+cdef int drop_value(session_t *s) noexcept nogil:
+    cdef int status = CACHE_NO_MEMORY if s.no_memory else CACHE_TOO_LARGE
+    if s.request.op == OP_SET:
+        s.request.options = 0
+        # above any item_size_max: the engine refuses, counts, and removes the former value
+        s.request.value_size = <uint64_t>1 << 40
+        if execute(s) == CACHE_WOULD_BLOCK:
+            return CACHE_WOULD_BLOCK
+    elif not s.no_memory:
+        cache_count(s.cache, COUNT_STORE_TOO_LARGE, 1)
+    if s.no_memory:
+        cache_count(s.cache, COUNT_STORE_NO_MEMORY, 1)
+    s.no_memory = False
+    s.request.value = NULL
+    return status
 
 
 cdef void answer(session_t *s, const char *line, uint64_t size) noexcept nogil:

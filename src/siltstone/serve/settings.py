@@ -28,6 +28,7 @@ from siltstone.config import (
 from siltstone.errors import ConfigError
 
 PORT: Final = 11211
+PROTOCOLS: Final = ("auto", "ascii", "binary")
 
 
 def _addresses(value: Any) -> tuple[str, ...]:
@@ -76,6 +77,9 @@ class Settings(SettingsBase):
     port: int = setting(PORT, COUNT, "of addresses without one", low=-1, high=65535)
     unix_socket: Path | None = setting(None, PATH, "Unix socket to listen on")
     unix_mode: int = setting(0o700, MODE, "its permissions", low=0, high=0o777)
+    protocol: str = setting(
+        "auto", TEXT, "auto: a connection's first byte says which", choices=PROTOCOLS
+    )
     backlog: int = setting(1024, COUNT, "connections waiting to be accepted", low=1)
     connections_max: int = setting(1024, COUNT, "clients at a time; more are refused", low=1)
     idle_timeout: float = setting(

@@ -75,7 +75,7 @@ SETTINGS: Final = tuple(
         maxbytes=- maxconns=- tcpport=- udpport=0 inter=- verbosity=- oldest=0 evictions=on
         domain_socket=- umask=- shutdown_command=- growth_factor=1.25 chunk_size=48 num_threads=-
         num_threads_per_udp=1 stat_key_prefix=: detail_enabled=- reqs_per_event=20 cas_enabled=yes
-        tcp_backlog=- binding_protocol=ascii auth_enabled_sasl=no auth_enabled_ascii=no
+        tcp_backlog=- binding_protocol=- auth_enabled_sasl=no auth_enabled_ascii=no
         item_size_max=- maxconns_fast=yes hashpower_init=0 slab_reassign=no slab_automove=0
         slab_automove_ratio=0.80 slab_automove_window=30 slab_chunk_max=524288 lru_crawler=yes
         lru_crawler_sleep=100 lru_crawler_tocrawl=0 tail_repair_time=0 flush_enabled=-
@@ -226,6 +226,7 @@ def settings_rows(stats: Mapping[str, Any], settings: Settings, detail: bool) ->
         "num_threads": settings.threads,
         "detail_enabled": _yes(detail),
         "tcp_backlog": settings.backlog,
+        "binding_protocol": {"auto": "auto-negotiate"}.get(settings.protocol, settings.protocol),
         "item_size_max": settings.item_size_max,
         "flush_enabled": _yes(settings.allow_flush),
         "dump_enabled": _yes(settings.allow_dump),
