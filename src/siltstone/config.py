@@ -174,6 +174,10 @@ def _path(value: Any) -> Path:
     text = os.fsdecode(value)
     if "\0" in text:
         raise ConfigError(f"{value!r} is no path: it has a zero byte")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{value!r} is no path: {error}") from None
     return Path(text).expanduser()
 
 

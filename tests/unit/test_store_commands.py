@@ -185,7 +185,7 @@ def test_backup_and_restore(run, path, tmp_path):
     assert (code, out) == (FINE, f"{copy}: a store of 22 records\n")
     code, _, err = run("backup", path, copy)
     assert code == WRONG
-    assert "exists: a backup makes a new directory" in err
+    assert "exists: name a new directory" in err
     code, out, _ = run("restore", copy, back)
     assert (code, out) == (FINE, f"{back}: a store of 22 records\n")
     assert run("get", "ada", "--store", back, "--tree", "users")[1] == "Lovelace"
@@ -227,7 +227,7 @@ def test_repair(run, path, tmp_path):
     assert "a store of" in out
     code, _, err = run("repair", path, tmp_path / "third")
     assert code == WRONG
-    assert "exists: repair makes a new directory" in err
+    assert "exists: name a new directory" in err
     assert run("repair", path)[0] == USAGE
 
 

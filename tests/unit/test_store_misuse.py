@@ -36,9 +36,9 @@ def test_the_stores_own_tree_cannot_be_dropped(store):
     assert store[b"a"] == b"1"
 
 
-@pytest.mark.parametrize("name", ["\0a", "\0" + 8 * "x", "\ud800"])
+@pytest.mark.parametrize("name", ["\0a", "\0" + 8 * "x", "\ud800", None, 5, b"a", ["a"], {}])
 def test_names_that_trees_cannot_have(store, name):
-    for ask in (store.tree, store.drop_tree, store.batch().tree):
+    for ask in (store.tree, store.drop_tree, store.batch().tree, store.snapshot().tree):
         with pytest.raises(errors.InvalidKey):
             ask(name)
     with store.transaction() as transaction, pytest.raises(errors.InvalidKey):
@@ -117,7 +117,38 @@ def test_iterators_end_with_their_snapshot_and_transaction(store):
             next(iterator)
 
 
+@pytest.mark.parametrize("key", [None, "a", 5])
+def test_neighbours_of_what_is_no_key(store, key):
+    store[b"a"] = b"1"
+    with store.snapshot() as snapshot, store.transaction() as transaction:
+        for tree in (store, snapshot, transaction):
+            for ask in (tree.next_after, tree.last_before):
+                with pytest.raises(errors.InvalidKey):
+                    ask(key)
+
+
+def test_many_keys_come_from_any_iterable(store):
+    store.update((b"%d" % number, b"v") for number in range(9))
+    with store.snapshot() as snapshot:
+        for tree in (store, snapshot):
+            assert tree.get_many(b"%d" % number for number in (3, 7, 11)) == {
+                b"3": b"v",
+                b"7": b"v",
+            }
+            assert tree.get_many([bytearray(b"3"), memoryview(b"7")]) == {b"3": b"v", b"7": b"v"}
+            for keys in (["3"], "3", [None], b"3"):
+                with pytest.raises(errors.InvalidKey):
+                    tree.get_many(keys)
+            for keys in (None, 3):
+                with pytest.raises(errors.InvalidValue):
+                    tree.get_many(keys)
+
+
 def test_update_takes_pairs(store):
+    for pairs in (None, 5):
+        for update in (store.update, store.batch().update, store.transaction().update):
+            with pytest.raises(errors.InvalidValue, match="mapping or pairs"):
+                update(pairs)
     for pairs in ([(b"a", b"1"), (b"b",)], [b"ab"[:1]], [5], [(b"a", b"1", b"2")]):
         with pytest.raises(errors.InvalidValue, match="no pair"):
             store.update(pairs)
@@ -127,8 +158,11 @@ def test_update_takes_pairs(store):
 
 
 def test_a_transaction_is_tried_at_least_once(store):
-    with pytest.raises(errors.InvalidValue, match="too few"):
-        store.transact(lambda transaction: None, attempts=0)
+    for attempts in (0, None, "3", 1.5, True):
+        with pytest.raises(errors.InvalidValue, match="too few"):
+            store.transact(lambda transaction: None, attempts=attempts)
+    with pytest.raises(errors.InvalidValue, match="no function"):
+        store.transact(None)
 
 
 # Files ----------------------------------------------------------------------------------------
@@ -154,6 +188,8 @@ def test_files_have_keys_and_modes_like_records(store):
                 tree.open(b"k", "r+")
     with store.open(b"k") as file, pytest.raises(errors.InvalidValue):
         file.seek(-5)
+    with store.open(b"k").detach() as file, pytest.raises(errors.InvalidValue, match="whence"):
+        file.seek(0, 3)
     with pytest.raises(errors.InvalidKey):
         store.watch("k")
     with pytest.raises(errors.InvalidKey):
@@ -206,6 +242,60 @@ def test_verify_counts_the_records_of_all_trees(store):
     assert (report.ok, report.records, report.trees) == (True, 101, 2)
 
 
+@pytest.mark.parametrize("path", [None, 5, "", "a\0b", "\ud800"])
+def test_paths_of_copies(store, tmp_path, path):
+    for ask in (
+        store.backup,
+        lambda path: siltstone.Store.repair(path, tmp_path / "new"),
+        lambda path: siltstone.Store.repair(tmp_path, path),
+    ):
+        with pytest.raises(errors.ConfigError, match="is no path"):
+            ask(path)
+
+
+@pytest.mark.parametrize("file", [None, "name", 5, io.StringIO()])
+def test_files_of_dumps(store, file):
+    for ask in (store.dump, store.load):
+        with pytest.raises(errors.InvalidValue, match="opened as binary"):
+            ask(file)
+
+
+def test_what_is_closed_has_no_size_and_takes_no_file(tmp_path):
+    store = siltstone.Store(tmp_path / "s", **TINY)
+    pages = siltstone.PageCache(tmp_path / "p", Joined())
+    store.close()
+    pages.close()
+    for ask in (
+        lambda: store.size_on_disk,
+        lambda: pages.size_on_disk,
+        lambda: store.open(b"k", "wb"),
+    ):
+        with pytest.raises(errors.Closed):
+            ask()
+
+
+def test_a_copy_that_is_not_whole_is_not_there(tmp_path):
+    def cut(done: int, of: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    made = tmp_path / "made"
+    with siltstone.Store(tmp_path / "s", **TINY) as store:
+        store.update((b"%05d" % number, b"v") for number in range(5000))
+        with pytest.raises(KeyboardInterrupt):
+            store.backup(made, cut)
+        assert list(made.iterdir()) == []
+        store.backup(made)
+    assert sorted(path.name for path in made.iterdir()) == ["data", "lock"]
+    again = tmp_path / "again"
+    with pytest.raises(KeyboardInterrupt):
+        siltstone.Store.repair(made, again, cut)
+    assert list(again.iterdir()) == []
+    assert siltstone.Store.repair(made, again).records == 5000
+    with siltstone.Store(again) as copy:
+        assert len(copy) == 5000
+
+
 # Page caches ----------------------------------------------------------------------------------
 
 
@@ -245,6 +335,19 @@ def test_a_page_cache_is_pickled_by_path(tmp_path):
     with pickle.loads(pickled) as again:
         assert again.get(pid)[0] == b"x"
         assert again.settings.cache == 1 << 20
+
+
+def test_names_of_roots(pages):
+    for name in ("", None, 5, b"r", "\ud800", 2000 * "r"):
+        for ask in (pages.root, lambda name: pages.compare_and_set_root(name, None, None)):
+            with pytest.raises(errors.InvalidKey):
+                ask(name)
+
+
+@pytest.mark.parametrize("threshold", [0, None, "3", 1.5])
+def test_fragments_are_merged_above_a_number(tmp_path, threshold):
+    with pytest.raises(errors.InvalidValue, match="consolidation_threshold"):
+        siltstone.PageCache(tmp_path / "p", Joined(), consolidation_threshold=threshold)
 
 
 def test_unknown_settings_of_a_page_cache(tmp_path):

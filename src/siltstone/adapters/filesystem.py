@@ -15,6 +15,7 @@ from typing import Any
 
 from fsspec.spec import AbstractFileSystem
 
+from siltstone.errors import SiltstoneError
 from siltstone.store.store import Store
 
 
@@ -36,7 +37,12 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if store is None and path is None:
             raise ValueError('say which store: path="/data/x", or store= an open one')
         self.store = Store(path, read_only=read_only) if store is None else store
-        self._tree = self.store.tree(tree) if tree else self.store
+        try:
+            self._tree = self.store.tree(tree) if tree else self.store
+        except SiltstoneError:
+            if store is None:
+                self.store.close()
+            raise
         self._tree_name = tree
 
     @classmethod

@@ -17,6 +17,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Suf
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.buffer.core import default_buffer_prototype
 
+from siltstone.errors import SiltstoneError
 from siltstone.store.store import Store
 
 LISTED_AT_ONCE = 1000
@@ -35,7 +36,12 @@ class StoreOfChunks(zarr.abc.store.Store):
         self._own = not isinstance(store, Store)
         self.store: Store = Store(store, read_only=read_only) if self._own else store
         self.name = tree
-        self._tree = self.store.tree(tree) if tree else self.store
+        try:
+            self._tree = self.store.tree(tree) if tree else self.store
+        except SiltstoneError:
+            if self._own:
+                self.store.close()
+            raise
 
     def with_read_only(self, read_only: bool = False) -> StoreOfChunks:
         """The same chunks, with or without the right to write."""
@@ -81,9 +87,11 @@ class StoreOfChunks(zarr.abc.store.Store):
         if wanted is None:
             whole: bytes | None = self._tree.get(key)
             return whole
-        if key not in self._tree:
+        try:
+            opened = self._tree.open(key, "rb")
+        except KeyError:
             return None
-        with self._tree.open(key, "rb") as file:
+        with opened as file:
             if isinstance(wanted, RangeByteRequest):
                 file.seek(wanted.start)
                 return file.read(wanted.end - wanted.start)
@@ -162,7 +170,7 @@ class StoreOfChunks(zarr.abc.store.Store):
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """All keys that start so, as of now."""
-        keys = self._tree.keys(prefix=prefix.encode())
+        keys = await asyncio.to_thread(lambda: self._tree.keys(prefix=prefix.encode()))
         while True:
             chunk = await asyncio.to_thread(lambda: [*itertools.islice(keys, LISTED_AT_ONCE)])
             for key in chunk:

@@ -63,10 +63,13 @@ class OpenedLater:
 
     async def close(self) -> None:
         """Idempotent; what nobody used is not even opened."""
-        with self._guard:
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        with self._guard:  # an opening that is under way comes first
             found, self._closed = self._found, True
         if found is not None:
-            await asyncio.to_thread(found.close)
+            found.close()
 
     async def __aenter__(self) -> Self:
         return await self._opened()

@@ -4,18 +4,23 @@ Every call runs in a thread, so that a page that must be read, or a commit that 
 medium, never holds up the event loop; many waiting commits share one sync. Iterators fetch some
 hundred records at a time and are snapshots, as they are without asyncio. Inside `async with
 store.batch()` and `store.transaction()` changes are plain statements, since they only gather;
-a transaction's reads are awaited.
+a transaction's reads, and changes that read, are awaited.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import itertools
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from siltstone.aio.face import OpenedLater, awaited, fetched
+from siltstone.errors import Conflict
 from siltstone.store import store as plain
+from siltstone.store.report import Report
 from siltstone.store.transaction import Batch, Transaction
 from siltstone.store.watch import Watch
 
@@ -60,9 +65,37 @@ class Reading:
         return self.keys()
 
 
+class Stream:
+    """A large value, written or read piece by piece: `store.open(key, "wb")`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def _plain(self) -> BinaryIO:
+        return self._file
+
+    read = awaited("read")
+    write = awaited("write")
+    seek = awaited("seek")
+    tell = awaited("tell")
+
+
+@contextlib.asynccontextmanager
+async def _streamed(begin: Callable[[], BinaryIO]) -> AsyncIterator[Stream]:
+    """A file, closed in a thread; the error that ends the block gives it up."""
+    file = await asyncio.to_thread(begin)
+    try:
+        yield Stream(file)
+    except BaseException as error:
+        await asyncio.to_thread(file.__exit__, type(error), error, error.__traceback__)
+        raise
+    await asyncio.to_thread(file.__exit__, None, None, None)
+
+
 class Tree(Reading):
     """A tree, awaitable."""
 
+    get_many = awaited("get_many")
     set = awaited("set")
     delete = awaited("delete")
     pop = awaited("pop")
@@ -71,8 +104,22 @@ class Tree(Reading):
     pop_last = awaited("pop_last")
     compare_and_set = awaited("compare_and_set")
     merge = awaited("merge")
+    setdefault = awaited("setdefault")
+    popitem = awaited("popitem")
     update = awaited("update")
+    delete_range = awaited("delete_range")
     clear = awaited("clear")
+
+    @property
+    def name(self) -> str:
+        """The tree's; the store's own is ""."""
+        return str(self._plain().name)
+
+    def open(
+        self, key: bytes, mode: str = "rb", *, durable: bool | None = None
+    ) -> contextlib.AbstractAsyncContextManager[Stream]:
+        """A large value, "rb" or "wb"; what is written is there at the end, whole or not at all."""
+        return _streamed(lambda: self._plain().open(key, mode, durable=durable))
 
     def set_merge(self, function: Callable[[bytes, bytes | None, bytes], bytes | None]) -> None:
         """The function that `merge` uses; it runs in threads."""
@@ -87,6 +134,13 @@ class Tree(Reading):
 class Snapshot(Reading):
     """A snapshot, awaitable; `tree(name)` gives other trees."""
 
+    get_many = awaited("get_many")
+    trees = awaited("trees")
+
+    def open(self, key: bytes, mode: str = "rb") -> contextlib.AbstractAsyncContextManager[Stream]:
+        """A large value of that moment; only for reading."""
+        return _streamed(lambda: self._plain().open(key, mode))
+
     async def tree(self, name: str) -> Snapshot:
         return Snapshot(await asyncio.to_thread(self._plain().tree, name))
 
@@ -100,27 +154,20 @@ class Transacted(Reading):
     def __setitem__(self, key: bytes, value: bytes) -> None:
         self._plain()[key] = value
 
+    def set(self, key: bytes, value: bytes) -> None:
+        """Set the value of a key."""
+        self._plain().set(key, value)
+
+    def update(self, pairs: Any) -> None:
+        """Set every pair."""
+        self._plain().update(pairs)
+
     delete = awaited("delete")
     pop = awaited("pop")
     set_default = awaited("set_default")
 
     async def tree(self, name: str) -> Transacted:
         return Transacted(await asyncio.to_thread(self._plain().tree, name))
-
-
-class Stream:
-    """A large value, written or read piece by piece: `store.open(key, "wb")`."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def _plain(self) -> BinaryIO:
-        return self._file
-
-    read = awaited("read")
-    write = awaited("write")
-    seek = awaited("seek")
-    tell = awaited("tell")
 
 
 class Store(OpenedLater, Tree):
@@ -140,9 +187,62 @@ class Store(OpenedLater, Tree):
     trees = awaited("trees")
     drop_tree = awaited("drop_tree")
     stats = awaited("stats")
-    transact = awaited("transact")
+    refresh = awaited("refresh")
+    segments = awaited("segments")
     dump = awaited("dump")
     load = awaited("load")
+
+    @property
+    def path(self) -> Path | None:
+        """The data directory; None of a temporary store."""
+        found: Path | None = self._plain().path
+        return found
+
+    @property
+    def recovery(self) -> Any:
+        """How opening went: `.ok`, `.problems`, `.outcome`."""
+        return self._plain().recovery
+
+    @property
+    def was_recovered(self) -> bool:
+        """Whether there was a store before this opening."""
+        return bool(self._plain().was_recovered)
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes that its files take."""
+        return int(self._plain().size_on_disk)
+
+    @staticmethod
+    async def repair(*arguments: Any, **options: Any) -> Report:
+        """`siltstone.Store.repair`, awaitable."""
+        return await asyncio.to_thread(lambda: plain.Store.repair(*arguments, **options))
+
+    async def transact(
+        self,
+        function: Callable[[Any], Any],
+        attempts: int = plain.ATTEMPTS,
+        *,
+        durable: bool | None = None,
+    ) -> Any:
+        """`function(transaction)` in a transaction, again when there was a conflict.
+
+        A coroutine function gets a transaction whose reads are awaited; a plain one runs, with a
+        plain transaction, in a thread.
+        """
+        plain.check_attempts(function, attempts)
+        if not inspect.iscoroutinefunction(function):
+            return await asyncio.to_thread(
+                lambda: self._plain().transact(function, attempts, durable=durable)
+            )
+        for attempt in itertools.count(1):
+            try:
+                async with self.transaction(durable) as transaction:
+                    return await function(transaction)
+            except Conflict:
+                if attempt == attempts:
+                    raise
+        raise AssertionError("the loop ends by return or Conflict")
 
     async def tree(self, name: str) -> Tree:
         """The tree of that name, made when there is none."""
@@ -180,14 +280,3 @@ class Store(OpenedLater, Tree):
             yield snapshot
         finally:
             snapshot.close()
-
-    @contextlib.asynccontextmanager
-    async def open(self, key: bytes, mode: str = "rb") -> AsyncIterator[Stream]:
-        """A large value, "rb" or "wb"; what is written is there at the end, whole or not at all."""
-        file = await asyncio.to_thread(lambda: self._plain().open(key, mode))
-        try:
-            yield Stream(file)
-        except BaseException as error:
-            await asyncio.to_thread(file.__exit__, type(error), error, error.__traceback__)
-            raise
-        await asyncio.to_thread(file.__exit__, None, None, None)

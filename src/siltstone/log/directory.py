@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from siltstone.errors import Corruption, EnvironmentFailure, WrongFormat
-from siltstone.log.device import superblock_of
+from siltstone.log.device import rename_file, superblock_of
 
 # The file of each engine in its data directory: `data` is a store's or a page cache's.
 ENGINE_FILES: Final = ("data", "flash", "metrics")
+UNFINISHED: Final = "unfinished"
 
 
 def make_directory(path: str | os.PathLike[str], *, mode: int = 0o700) -> None:
@@ -24,6 +28,25 @@ def make_directory(path: str | os.PathLike[str], *, mode: int = 0o700) -> None:
         ) from error
     except OSError as error:
         raise EnvironmentFailure(error.errno, f"{name}: {error.strerror}") from error
+
+
+@contextmanager
+def made_whole(path: str, file: str) -> Iterator[str]:
+    """Where to make the files of a new data directory, which has them when the block has ended.
+
+    `file` comes last. After an error nothing of them stays, and after a crash nothing that opens.
+    EnvironmentFailure: `path` has something in it.
+    """
+    if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        raise EnvironmentFailure(errno.EEXIST, f"{path} exists: name a new directory")
+    part = os.path.join(path, UNFINISHED)
+    make_directory(part)
+    try:
+        yield part
+        for name in sorted(os.listdir(part), key=lambda name: name == file):
+            rename_file(os.path.join(part, name), os.path.join(path, name))
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def check_free_for(file: str, directory: str | os.PathLike[str]) -> None:

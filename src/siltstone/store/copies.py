@@ -1,17 +1,17 @@
 """Copies of a store at one moment: backups, dumps, and loading them again.
 
-A backup is a store by itself, written page by page from a snapshot while the store goes on; a dump
-is one stream of records (dump.py says how). Large values are copied in pieces.
+A backup is a store by itself, written record by record from a snapshot while the store goes on, and
+there only when it is whole; a dump is one stream of records (dump.py says how).
 """
 
 from __future__ import annotations
 
-import errno
-import os
+import io
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from siltstone.errors import EnvironmentFailure
+from siltstone.errors import InvalidValue
+from siltstone.log.directory import made_whole
 from siltstone.store import dump as dumps
 from siltstone.store.settings import StoreSettings
 from siltstone.store.snapshot import Snapshot, SnapshotTree
@@ -41,19 +41,19 @@ def backup(
     progress: Progress | None,
 ) -> None:
     """Write the snapshot to a new store at `path`; an error leaves no store there that opens."""
-    if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
-        raise EnvironmentFailure(errno.EEXIST, f"{path} exists: a backup makes a new directory")
     options: dict[str, Any] = {
         "segment_size": settings.segment_size,
         "buffer_size": settings.buffer_size,
         "page_size": settings.page_size,
+        "value_size_max": settings.value_size_max,
         "compression": settings.compression,
         "mode": settings.mode,
     }
     trees = dict(trees_of(snapshot))
     total = sum(len(tree) for tree in trees.values())
     done = 0
-    with make(path, durability="none", cache=settings.cache, **options) as copy:
+    options |= {"durability": "none", "cache": settings.cache}
+    with made_whole(path, "data") as part, make(part, **options) as copy:
         for name, tree in trees.items():
             done = _copy(tree, copy, name, done, total, progress)
         copy.checkpoint()
@@ -82,11 +82,13 @@ def _copy(
 
 def dump(snapshot: Snapshot, file: BinaryIO) -> int:
     """All records of all trees; their number."""
+    _check_file(file, "write")
     return dumps.write(file, ((name, tree.items()) for name, tree in trees_of(snapshot)))
 
 
 def load(store: Store, file: BinaryIO) -> int:
     """Set every record of a dump, some thousand a commit; their number."""
+    _check_file(file, "read")
     count, batch, size, filled = 0, store.batch(), 0, 0
     for name, key, value in dumps.read(file):
         part = batch.tree(name) if name else batch
@@ -99,3 +101,8 @@ def load(store: Store, file: BinaryIO) -> int:
             batch, size, filled = store.batch(), 0, 0
     batch.commit()
     return count
+
+
+def _check_file(file: object, method: str) -> None:
+    if isinstance(file, io.TextIOBase) or not callable(getattr(file, method, None)):
+        raise InvalidValue(f"{file!r} is no file that was opened as binary")

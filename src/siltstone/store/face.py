@@ -83,6 +83,7 @@ class Tree(compiled.Tree):
         if mode != "wb":
             raise InvalidValue(f'mode {mode!r}: values are opened with "rb" or "wb"')
         self._store._check_writable()
+        self._store._pages._usable()
         return cast(
             BinaryIO,
             ValueWriter(

@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+from siltstone.errors import InvalidValue
 from siltstone.store.descent cimport (SEEK_AT, SEEK_BELOW, SEEK_LAST, path_ahead, path_find,
                                       path_leaf, path_lower, path_pid, path_t, path_upper)
 from siltstone.store.page cimport (RECORD_BLOB, WORD_SIZE, compare_keys, node_key,
@@ -97,7 +98,7 @@ cdef class Scan:
         cdef uint32_t count
         cdef int result
         if self.busy:
-            raise ValueError("another thread is using this iterator")
+            raise InvalidValue("another thread is using this iterator: one at a time, please")
         self.busy = True
         try:
             while self.index == self.end and not self.last and self.left != 0:

@@ -104,7 +104,11 @@ class PageCache:
         self._merge = materializer.merge
         self._encode: Callable[[Any], bytes] | None = getattr(materializer, "encode", None)
         self._decode: Callable[[bytes], Any] | None = getattr(materializer, "decode", None)
-        self._threshold = max(1, consolidation_threshold)
+        if not isinstance(consolidation_threshold, int) or consolidation_threshold < 1:
+            raise InvalidValue(
+                f"consolidation_threshold: {consolidation_threshold!r}, use 1 or more"
+            )
+        self._threshold = consolidation_threshold
         self._pages = FragmentPages()
         self._batches = threading.local()
         directory = None if path is None else data_directory(path)
@@ -331,6 +335,7 @@ class PageCache:
     @property
     def size_on_disk(self) -> int:
         """Bytes of allocated blocks."""
+        self._pages._usable()
         return int(self._pages.device.size_on_disk)
 
     def close(self) -> None:
@@ -352,7 +357,10 @@ def _opened(given: dict[str, Any]) -> PageCache:
 def root_name(name: str) -> bytes:
     if not isinstance(name, str) or not name:
         raise InvalidKey("a root's name is a str that is not empty")
-    data = name.encode()
+    try:
+        data = name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidKey(f"a root's name is text that UTF-8 can hold: {error}") from None
     if len(data) > 1024:
         raise InvalidKey(f"a root's name has at most 1024 bytes, not {len(data)}")
     return data

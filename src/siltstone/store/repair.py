@@ -14,17 +14,17 @@ lost or doubtful; it is `ok` when nothing is.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from siltstone.errors import Corruption, EnvironmentFailure, SiltstoneError
+from siltstone.errors import Corruption, SiltstoneError
+from siltstone.log.directory import made_whole
 from siltstone.store.remains import BLOCK_BITS, ReadOnlyFile, Remains
 from siltstone.store.report import Report
 from siltstone.store.salvage import SalvagePages
-from siltstone.store.settings import StoreSettings
+from siltstone.store.settings import VALUE_SIZE_MAX, StoreSettings
 
 if TYPE_CHECKING:
     from siltstone.store.store import Store
@@ -44,11 +44,6 @@ def repair(
     path: str, target: str, make: type[Store], progress: Progress | None, options: dict[str, Any]
 ) -> Report:
     """See the module. EnvironmentFailure: there is something at `target`, or a lock is held."""
-    if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
-        raise EnvironmentFailure(
-            errno.EEXIST,
-            f"{target} exists: repair makes a new directory and leaves {path} as it is",
-        )
     report = Report()
     with ReadOnlyFile(os.path.join(path, "data")) as device:
         if device.superblock.engine != "store":
@@ -63,8 +58,9 @@ def repair(
         )
         pages = _opened(settings, device, report)
         kept: dict[str, Any] = {"segment_size": device.segment_bytes, "durability": "none"}
+        kept["value_size_max"] = VALUE_SIZE_MAX
         try:
-            with make(target, **(kept | options)) as store:
+            with made_whole(target, "data") as part, make(part, **(kept | options)) as store:
                 _Salvage(pages, store, report, progress).run()
         finally:
             pages.close()

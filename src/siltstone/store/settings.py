@@ -28,6 +28,7 @@ from siltstone.config import (
 
 DURABILITIES = ("sync", "interval", "none")
 COMPRESSIONS = ("none", "lz4", "zstd")
+VALUE_SIZE_MAX = 4 * GIB - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ class StoreSettings(PageSettings):
     section = "store"
 
     page_size: int = setting(4096, SIZE, "a page that is larger is split", low=128, high=64 * KIB)
-    value_size_max: int = setting(GIB, SIZE, "largest value", low=KIB, high=4 * GIB - 1)
+    value_size_max: int = setting(GIB, SIZE, "largest value", low=KIB, high=VALUE_SIZE_MAX)
     watch_events_max: int = setting(
         10_000, COUNT, "events that wait in a watch; more are dropped, and told", low=1
     )

@@ -11,6 +11,7 @@ import io
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 
 from siltstone.errors import InvalidValue
+from siltstone.store.face import check_name
 from siltstone.store.stream import BlobReader
 from siltstone.store.tree import View, key_of
 from siltstone.store.trees import Snapshot as Moment
@@ -41,6 +42,7 @@ class Snapshot(SnapshotTree):
 
     def tree(self, name: str) -> SnapshotTree:
         """A tree that was there then; KeyMissing for others."""
+        check_name(name)
         pages = self._store._pages
         root = pages.tree_open(name, False, self._moment)
         return SnapshotTree(pages, name, root, self._moment)

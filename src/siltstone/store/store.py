@@ -170,8 +170,7 @@ class Store(Tree):
         It may run several times: it should change nothing but the transaction. Conflict after
         `attempts`.
         """
-        if attempts < 1:
-            raise InvalidValue(f"attempts: {attempts} is too few, use 1 or more")
+        check_attempts(function, attempts)
         for attempt in itertools.count(1):
             try:
                 with self.transaction(durable) as transaction:
@@ -245,7 +244,7 @@ class Store(Tree):
     ) -> None:
         """Write a store of this moment to a new directory, while others go on."""
         with self.snapshot() as snapshot:
-            copies.backup(snapshot, os.fsdecode(path), self.settings, Store, progress)
+            copies.backup(snapshot, str(data_directory(path)), self.settings, Store, progress)
 
     @classmethod
     def repair(
@@ -261,8 +260,9 @@ class Store(Tree):
         is `ok` when nothing was lost; `problems` lists what is, or may be. `options`: settings of
         the new store.
         """
-        with kept_from_writers(os.fsdecode(path)):
-            return repair(os.fsdecode(path), os.fsdecode(target), cls, progress, options)
+        damaged, made = str(data_directory(path)), str(data_directory(target))
+        with kept_from_writers(damaged):
+            return repair(damaged, made, cls, progress, options)
 
     def dump(self, file: BinaryIO) -> int:
         """Write all records to a file, in a form that later versions read; their number."""
@@ -298,6 +298,7 @@ class Store(Tree):
     @property
     def size_on_disk(self) -> int:
         """Bytes that its files take."""
+        self._pages._usable()
         return self._pages.device.size_on_disk
 
     def close(self) -> None:
@@ -314,6 +315,14 @@ class Store(Tree):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_attempts(function: object, attempts: object) -> None:
+    """Of transact(); InvalidValue says what is wrong with them."""
+    if not callable(function):
+        raise InvalidValue(f"{function!r} is no function of a transaction")
+    if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+        raise InvalidValue(f"attempts: {attempts!r} is too few, use 1 or more")
 
 
 def _opened(given: dict[str, Any]) -> Store:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from siltstone.errors import Closed, Conflict, InvalidValue, KeyMissing
 from siltstone.store.changes import Changes, Part
 from siltstone.store.face import check_name
-from siltstone.store.tree import View, limit_of
+from siltstone.store.tree import View, key_of, limit_of
 from siltstone.store.trees import Reads, Snapshot
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class _Writes(Part):
 
     def update(self, pairs: Mapping[bytes, Any] | Iterable[tuple[bytes, Any]]) -> None:
         """Set every pair."""
+        if not isinstance(pairs, Iterable):
+            raise InvalidValue(f"update takes a mapping or pairs, not {type(pairs).__name__}")
         for pair in pairs.items() if isinstance(pairs, Mapping) else pairs:
             try:
                 key, value = pair
@@ -94,6 +96,7 @@ class Batch(_Commit, _Writes):
     def tree(self, name: str) -> _Writes:
         """The part for another tree, which is made with the commit if there is none."""
         self._check()
+        check_name(name)
         part = self._parts.get(name)
         if part is None:
             part = _Writes()
@@ -102,7 +105,6 @@ class Batch(_Commit, _Writes):
         return part
 
     def _root_of(self, name: str) -> int:
-        check_name(name)
         try:
             return self._store._pages.tree_open(name, False)
         except KeyMissing:
@@ -186,10 +188,10 @@ class TransactionTree(_Writes):
         return next(self.items(reverse=True, limit=1), None)
 
     def next_after(self, key: Any) -> Pair | None:
-        return next(self.items(key, include_start=False, limit=1), None)
+        return next(self.items(key_of(key), include_start=False, limit=1), None)
 
     def last_before(self, key: Any) -> Pair | None:
-        return next(self.items(None, key, reverse=True, limit=1), None)
+        return next(self.items(None, key_of(key), reverse=True, limit=1), None)
 
     # Changing what was read
 
@@ -239,6 +241,8 @@ class Transaction(_Commit, TransactionTree):
         Conflict when it was made after this transaction had begun to read.
         """
         self._check()
+        if name != "":
+            check_name(name)
         part = self._parts.get(name)
         if part is None:
             part = self._parts[name] = TransactionTree()

@@ -178,7 +178,12 @@ cdef class Reader:
         cdef uint32_t count, size
         cdef int rounds, result
         cdef bytes key
-        cdef list wanted = [key_bytes(key) for key in keys], left
+        cdef list asked, wanted, left
+        try:
+            given = iter(keys)
+        except TypeError:
+            raise InvalidValue(f"get_many takes keys, not {type(keys).__name__}") from None
+        wanted = asked = [key_bytes(one) for one in given]
         if self.snapshot is not None:
             snapshot = &self.snapshot.snap
         for rounds in range(MANY_ROUNDS):
@@ -201,7 +206,7 @@ cdef class Reader:
                 pages_load_many(&self.pages.pages, missing, count, snapshot)
             wanted = left
         found = {}
-        for key in keys:
+        for key in asked:
             value = self.find(key, _LARGE)
             if value is not _LARGE:
                 found[key] = value
@@ -286,11 +291,11 @@ cdef class Reader:
 
     def next_after(self, key):
         """(key, value) of the smallest key above `key`, or None."""
-        return self.edge(key, None, False, False)
+        return self.edge(key_bytes(key), None, False, False)
 
     def last_before(self, key):
         """(key, value) of the largest key below `key`, or None."""
-        return self.edge(None, key, True, True)
+        return self.edge(None, key_bytes(key), True, True)
 
     # For decisions that are made outside of the lock
 

@@ -152,7 +152,9 @@ class ValueReader(io.RawIOBase):
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.size}[whence]
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.size}.get(whence)
+        if start is None:
+            raise InvalidValue(f"whence is 0, 1 or 2, not {whence!r}")
         if start + offset < 0:
             raise InvalidValue(f"seek to {start + offset}: before the beginning")
         self._place = start + offset
