@@ -30,8 +30,11 @@ from siltstone.errors import (
     WrongFormat,
 )
 from siltstone.metrics import metrics as metrics_module
+from siltstone.metrics import windows
+from siltstone.metrics.ahead import Ahead
 from siltstone.metrics.background import CARE, FLUSH, CommandQueue
 from siltstone.metrics.metrics import Metrics
+from siltstone.metrics.query import GROUP_SERIES
 from siltstone.metrics.readcache import ReadCache
 from siltstone.metrics.segment import FRESH, RAW, joined
 from siltstone.metrics.source import STALE_NAN, Matcher
@@ -832,6 +835,23 @@ def test_idle_series_leave_memory_and_come_back(metrics):
 
 
 @pytest.mark.slow
+def test_windows_are_computed_by_the_threads_that_decode(metrics, monkeypatch):
+    fill(metrics, series=GROUP_SERIES + 1, samples=3)
+    metrics.engine.ahead = Ahead(2)
+    over_time, by = windows.over_time, []
+
+    def noted(*arguments):
+        by.append(threading.current_thread().name.rpartition("_")[0])
+        return over_time(*arguments)
+
+    monkeypatch.setattr(windows, "over_time", noted)
+    found = metrics.query("increase(m[1m])", T0 + 2)
+    assert by == ["siltstone-read"] * 2
+    assert [dict(labels)["n"] for labels in found.labels] == sorted(map(str, range(257)))
+    monkeypatch.undo()
+    assert metrics.query_range("m", T0, T0 + 2, 1).values.shape == (GROUP_SERIES + 1, 3)
+
+
 def test_many_threads_write_and_read(tmp_path):
     metrics = Metrics(
         tmp_path, retention_size="4MiB", segment_size="64KiB", flush_interval=0.02, tiers=("10s",)

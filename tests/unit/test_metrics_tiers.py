@@ -189,7 +189,7 @@ def test_tiers_stand_in_for_samples_that_have_expired(expired):
     assert found.tiers != ()
     assert "have expired" in found.warnings[0]
     assert found.present[:, 1:].all()
-    for batch in metrics.engine.reader.batches([], 0, 1 << 50, stand_in=True):
+    for batch in metrics.engine.reader.each([], 0, 1 << 50, list, stand_in=True):
         for series in batch:
             assert (np.diff(series.times) > 0).all()
             assert series.times[0] < gone * 1000 - 60_000 < series.times[-1]

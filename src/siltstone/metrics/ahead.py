@@ -1,8 +1,8 @@
-"""Work on what comes next, in threads, while the caller is busy with what came before.
+"""Work in threads on what comes next, while the caller is busy with what came before.
 
-What is done this way runs without the GIL for the most part (decoding), so the threads fill the
-cores. A call of one item is done by the caller: a thread would only cost time. Any thread may call;
-jobs wait for no other jobs.
+What is done this way runs without the GIL for the most part (decoding, pcodec's as well, and what
+is computed of it), so the threads fill the cores. A call of one item is done by the caller: a
+thread would only cost time. Any thread may call; jobs wait for no other jobs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Long work that lets readers go first: between its steps it stands still while anybody reads.
 
-A merge holds the GIL for a millisecond at a time (pcodec does), and every thread of a query would
-wait for it again and again: a sum of rates over 100 series took 95 ms beside a merge instead of 25.
+A merge takes a core, and the GIL between its calls, which every thread of a query wants again and
+again: a sum of rates over 100 series took 16.6 ms beside a merge without this, 8.8 with it.
 Whoever reads without end does not stop the work: it stands still at most nine times as long as it
 worked, and not at all when the journal needs the room.
 """

@@ -6,8 +6,9 @@ a value). A scalar is an array with a number a step, a string a str.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,10 @@ from siltstone.errors import QueryFailed
 from siltstone.metrics.labels import Labels
 from siltstone.metrics.source import Times, Values
 
+Coarse = tuple[tuple[int, int], ...]
 Mask = npt.NDArray[np.bool_]
+
+A = TypeVar("A")
 
 SAME_LABELSET = "vector cannot contain metrics with the same labelset"
 
@@ -51,14 +55,19 @@ class Part:
     labels: list[Labels]
     times: list[Times]
     values: list[Values]
-    coarse: list[tuple[tuple[int, int], ...]] | None = None  # of each, see source.Series
+    coarse: list[Coarse] = field(default_factory=list)  # of each, or of none: see source.Series
+
+
+class Parts(Protocol):
+    def __call__(self, function: Callable[[Part], A], /) -> Iterator[tuple[list[Labels], A]]:
+        """(labels of its series, `function` of it) of each part; perhaps in other threads."""
 
 
 @dataclass(slots=True)
 class Matrix:
     """The samples that a range selector or subquery looks at, and where its windows end."""
 
-    parts: Iterable[Part]  # to be gone through once
+    each: Parts  # to be called once
     ends: Times  # of the window of each step
     range_ms: int
     fixed: bool  # by @: the window is the same at every step

@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 
@@ -59,6 +59,7 @@ FILE: Final = "metrics"  # in the data directory
 ENGINE: Final = "metrics"
 LOOKS_MAX: Final = 5  # of a reader, while a writer changes what it looks at
 Match = str | Sequence[Matcher] | None
+A = TypeVar("A")
 _FOREVER: Final = 1 << 62
 
 
@@ -494,10 +495,11 @@ class EngineSource:
     def latest(self, matchers: Sequence[Matcher], end_ms: int, lookback_ms: int) -> Latest:
         return self._engine.reader.latest(matchers, end_ms - lookback_ms, end_ms)
 
-    def batches(
-        self, matchers: Sequence[Matcher], start_ms: int, end_ms: int
-    ) -> Iterator[list[Series]]:
-        return self._engine.reader.batches(matchers, start_ms, end_ms, stand_in=True)
+    def each(
+        self, matchers: Sequence[Matcher], start_ms: int, end_ms: int,
+        function: Callable[[list[Series]], A],
+    ) -> Iterator[A]:  # fmt: skip
+        return self._engine.reader.each(matchers, start_ms, end_ms, function, stand_in=True)
 
     def points(
         self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, grid_ms: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +50,16 @@ class Picture:
     lasts: Numbers
     held: Held = dataclasses.field(default_factory=dict)  # blocks that were read for it
 
-    def spans(self, most: int) -> list[tuple[int, int]]:
+    def spans(self, most: int, most_series: int = sys.maxsize) -> list[tuple[int, int]]:
         """The ids [first, last) of groups of about `most` samples."""
         if self.ids.size == 1:
             return [(0, 1)]
         counts = np.concatenate([[0], np.cumsum(self.rows["count"], dtype=np.int64)])
         sizes = counts[self.lasts] - counts[self.firsts]
         sizes += self.head.counts + self.head.late
-        groups = np.cumsum(sizes) // most
-        bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), sizes.size]
+        ends = np.diff(np.cumsum(sizes) // most) > 0
+        ends |= np.diff(np.arange(sizes.size) // most_series) > 0
+        bounds = [0, *(np.flatnonzero(ends) + 1).tolist(), sizes.size]
         return list(itertools.pairwise(bounds))
 
     def owners(self) -> Numbers:

@@ -13,12 +13,11 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 import promql_parser as parser
 from promql_parser import Expr
 
@@ -35,7 +34,19 @@ from siltstone.metrics import labels as ls
 from siltstone.metrics import matching, tiered, windows
 from siltstone.metrics.aggregations import Grouping, aggregate
 from siltstone.metrics.functions import FUNCTIONS
-from siltstone.metrics.grid import Mask, Matrix, Part, Value, Vector, distinct, empty, merged, one
+from siltstone.metrics.grid import (
+    Coarse,
+    Mask,
+    Matrix,
+    Part,
+    Parts,
+    Value,
+    Vector,
+    distinct,
+    empty,
+    merged,
+    one,
+)
 from siltstone.metrics.labels import Labels
 from siltstone.metrics.result import Kind, Result
 from siltstone.metrics.source import (
@@ -57,10 +68,14 @@ from siltstone.metrics.syntax import (
     unwrapped,
 )
 
+A = TypeVar("A")
+
 # A subquery without a step of its own takes Prometheus' default evaluation interval.
 SUBQUERY_STEP_MS = 60_000
 # The clock and the wish to stop are looked at between batches of this many series.
 BATCH_SERIES = 256
+
+Columns = tuple[Values, Mask, Times]  # of an instant selector: what windows.instant() gives
 
 SETS = frozenset({"and", "or", "unless"})
 # Window functions that take no parameter keep their name in these alone.
@@ -107,9 +122,9 @@ class Budget:
         if elapsed_ns > self.limits.timeout_seconds * 1e9:
             raise QueryTimeout("query timed out in expression evaluation")
 
-    def note(self, series: Sequence[Series]) -> None:
+    def note(self, stand_ins: Iterable[Coarse]) -> None:
         """Where tiers stand in for samples that have expired."""
-        for coarse in (each.coarse for each in series if each.coarse):
+        for coarse in stand_ins:
             self.tiers.update(step for _, step in coarse)
             self.expired_ms = max(coarse[-1][0], self.expired_ms or coarse[-1][0])
 
@@ -279,21 +294,28 @@ class Evaluator:
         return np.full(len(self.times), moment - offset_ms, np.int64), True
 
     def _select(
-        self, node: parser.VectorSelector, first_ms: int, last_ms: int, hint_ms: int
-    ) -> Iterator[Part]:
-        """The series of a selector, at most BATCH_SERIES at a time."""
+        self, node: parser.VectorSelector, first_ms: int, last_ms: int, hint_ms: int,
+        function: Callable[[Part], A],
+    ) -> Iterator[tuple[list[Labels], A]]:  # fmt: skip
+        """See grid.Parts: the series of a selector, some at a time."""
+
+        def work(series: Sequence[Series]) -> tuple[list[Labels], int, list[Coarse], A]:
+            part = _part(series)
+            samples = sum(len(times) for times in part.times)
+            return part.labels, samples, [one for one in part.coarse if one], function(part)
+
         matchers = matchers_of(node)
         quick = self.quick
         if quick is not None:
-            found = quick.batches(matchers, first_ms, last_ms)
+            found = quick.each(matchers, first_ms, last_ms, work)
         else:
-            found = iter([self.source.select(matchers, first_ms, last_ms, hint_ms)])
-        for series in found:
-            self.budget.take(sum(len(one.times) for one in series))
-            self.budget.note(series)
-            for batch in _batches(len(series)):
-                self.budget.check()
-                yield _part(series[batch])
+            series = self.source.select(matchers, first_ms, last_ms, hint_ms)
+            found = (work(series[batch]) for batch in _batches(len(series)))
+        for labels, samples, stand_ins, result in found:
+            self.budget.take(samples)
+            self.budget.note(stand_ins)
+            self.budget.check()
+            yield labels, result
 
     def _instant(self, node: parser.VectorSelector) -> tuple[Vector, Times]:
         """The newest sample of each series at each step, and its time."""
@@ -313,12 +335,18 @@ class Evaluator:
             columns = (latest.values, here, latest.times)
             parts.append(tuple(column.reshape(-1, 1) for column in columns))
         else:
-            for part in self._thinned(node, references) or self._select(
-                node, first - lookback_ms, last, self.step_ms
-            ):
-                self.budget.take(len(part.labels) * len(references))
-                labels += part.labels
-                parts.append(_instant(part, references, lookback_ms))
+
+            def newest(part: Part) -> Columns:
+                return _instant(part, references, lookback_ms)
+
+            thinned = self._thinned(node, references)
+            for names, columns in (
+                _ready(*thinned)(newest) if thinned
+                else self._select(node, first - lookback_ms, last, self.step_ms, newest)
+            ):  # fmt: skip
+                self.budget.take(len(names) * len(references))
+                labels += names
+                parts.append(columns)
         if not labels:
             return empty(len(self.times)), np.zeros((0, len(self.times)), np.int64)
         found, present, sampled = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -369,9 +397,13 @@ class Evaluator:
         assert isinstance(node, parser.MatrixSelector), "the parser checks types"
         range_ms = milliseconds(node.range)
         ends, fixed = self._references(node.vector_selector)
-        # hint 0: a function of a window needs the samples themselves
-        selected = self._select(node.vector_selector, int(ends[0]) - range_ms, int(ends[-1]), 0)
-        return Matrix(selected, ends, range_ms, fixed)
+        first, last = int(ends[0]) - range_ms, int(ends[-1])
+
+        def each(function: Callable[[Part], A]) -> Iterator[tuple[list[Labels], A]]:
+            # hint 0: a function of a window needs the samples themselves
+            return self._select(node.vector_selector, first, last, 0, function)
+
+        return Matrix(each, ends, range_ms, fixed)
 
     def _subquery(self, node: parser.SubqueryExpr) -> Matrix:
         range_ms = milliseconds(node.range)
@@ -383,7 +415,7 @@ class Evaluator:
         self.budget.take(max((last - first) // step_ms, 0))
         times = np.arange(first, last + 1, step_ms, dtype=np.int64)
         if not len(times):
-            return Matrix([], ends, range_ms, fixed)
+            return Matrix(_ready(), ends, range_ms, fixed)
         inner = Evaluator(self.source, times, step_ms, self.start_ms, self.end_ms, self.budget)
         value = inner.evaluate(node.expr)
         assert not isinstance(value, str), "the parser checks types"
@@ -393,14 +425,18 @@ class Evaluator:
             [times[present] for present in vector.present],
             [row[present] for row, present in zip(vector.values, vector.present, strict=True)],
         )
-        return Matrix([part], ends, range_ms, fixed)
+        return Matrix(_ready(part), ends, range_ms, fixed)
 
     def raw(self, node: Expr) -> Result:
         """The samples of a range selector themselves, at one step."""
         matrix = self._range(node)
         end = int(matrix.ends[0])
         rows = []
-        every = (zip(one.labels, one.times, one.values, strict=True) for one in matrix.parts)
+
+        def all_of(part: Part) -> list[tuple[Labels, Times, Values]]:
+            return list(zip(part.labels, part.times, part.values, strict=True))
+
+        every = (some for _, some in matrix.each(all_of))
         for labels, times, values in itertools.chain.from_iterable(every):
             inside = (times >= end - matrix.range_ms) & (times <= end)
             inside &= values.view(np.uint64) != STALE_NAN_BITS
@@ -476,15 +512,16 @@ class Evaluator:
         first, second = (np.ascontiguousarray(one) for one in [*parameters, none, none][:2])
         labels: list[Labels] = []
         rows = []
-        for part in matrix.parts:
-            self.budget.check()
-            self.budget.take(len(part.labels) * len(ends))
-            labels += part.labels
-            rows.append(
-                windows.over_time(
-                    name, part.times, part.values, ends, matrix.range_ms, self.times, first, second
-                )
+
+        def over_time(part: Part) -> tuple[Values, Mask]:
+            return windows.over_time(
+                name, part.times, part.values, ends, matrix.range_ms, self.times, first, second
             )
+
+        for some, columns in matrix.each(over_time):
+            self.budget.take(len(some) * len(ends))
+            labels += some
+            rows.append(columns)
         if not labels:
             return empty(steps)
         values, present = (np.concatenate(column) for column in zip(*rows, strict=True))
@@ -568,17 +605,22 @@ def _part(series: Sequence[Series]) -> Part:
     )
 
 
-def _instant(
-    part: Part, references: Times, lookback_ms: int
-) -> tuple[Values, Mask, npt.NDArray[np.int64]]:
+def _ready(*parts: Part) -> Parts:
+    def each(function: Callable[[Part], A]) -> Iterator[tuple[list[Labels], A]]:
+        return ((part.labels, function(part)) for part in parts)
+
+    return each
+
+
+def _instant(part: Part, references: Times, lookback_ms: int) -> Columns:
     """(values, present, times of the samples). A sample that stands in for expired ones counts
     until the next one is due."""
-    steps = [step for coarse in part.coarse or () for _, step in coarse]
+    steps = [step for coarse in part.coarse for _, step in coarse]
     longest = max([lookback_ms, *steps])
-    found: tuple[Values, Mask, npt.NDArray[np.int64]]
+    found: Columns
     found = windows.instant(part.times, part.values, references, longest)
     if longest > lookback_ms:
-        for row, coarse in enumerate(part.coarse or ()):
+        for row, coarse in enumerate(part.coarse):
             allowed = np.full(len(references), lookback_ms)
             for until_ms, step in reversed(coarse):
                 allowed[found[2][row] < until_ms] = max(step, lookback_ms)

@@ -10,9 +10,9 @@ Damage reads as a gap, is counted once, and is what `verify` reports.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ from siltstone.metrics.source import Latest, Matcher, Points, PointSeries, Serie
 if TYPE_CHECKING:
     from siltstone.metrics.engine import Engine
 
+A = TypeVar("A")
+
 TRIES: Final = 5
 ABOVE: Final = np.uint64(1 << 63)  # sequence of the head's samples
 EVER: Final = 1 << 62
@@ -38,6 +40,7 @@ EVER: Final = 1 << 62
 # took 98 ms with 2^18, 112 with 2^20, 152 with 2^15.) Of a select, which keeps all: few pieces.
 GROUP_SAMPLES: Final = 1 << 18
 SELECT_SAMPLES: Final = 1 << 22
+GROUP_SERIES: Final = 256  # of few samples each: a group is one thread's work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,29 +86,35 @@ class Reader:
 
     def select(self, matchers: Sequence[Matcher], start: int, end: int) -> list[Series]:
         """Series with samples within [start, end], by their labels."""
-        batches = self.batches(matchers, start, end, most=SELECT_SAMPLES)
+        batches = self.each(matchers, start, end, list, most=(SELECT_SAMPLES, sys.maxsize))
         return [one for batch in batches for one in batch]
 
-    def batches(
-        self, matchers: Sequence[Matcher], start: int, end: int, *, stand_in: bool = False,
-        most: int = GROUP_SAMPLES,
-    ) -> Iterator[list[Series]]:  # fmt: skip
-        """What `select` gives, as much at a time as is decoded at once. `stand_in`: with what
-        tiers have of expired samples (older.py)."""
+    def each(
+        self, matchers: Sequence[Matcher], start: int, end: int,
+        function: Callable[[list[Series]], A], *, stand_in: bool = False,
+        most: tuple[int, int] = (GROUP_SAMPLES, GROUP_SERIES),
+    ) -> Iterator[A]:  # fmt: skip
+        """`function` of what `select` gives, as much at a time as is decoded at once, in the
+        thread that decoded it; in order. `stand_in`: with what tiers have of expired samples
+        (older.py)."""
         start = max(start, self._engine.retention.horizon_ms())
         self._engine.counters["reads"] += 1
+
+        def of_some(ids: Ids, batch: list[Series]) -> list[A]:
+            if stand_in and start <= self._engine.retention.dropped_until_ms:
+                batch = with_older(self._engine, ids, batch, start, end)
+            some = [series for series in batch if series.times.size]
+            return [function(some)] if some else []
+
         with self.reading():
             found = self.match(matchers, start, end, (FRESH, RAW))
             done = 0  # series
             for _ in range(TRIES):
                 try:
-                    for ids, batch in self._batches(found, done, start, end, most):
-                        done += len(batch)
-                        if stand_in and start <= self._engine.retention.dropped_until_ms:
-                            batch = with_older(self._engine, ids, batch, start, end)
-                        some = [series for series in batch if series.times.size]
-                        if some:
-                            yield some
+                    groups = self._groups_of(found, done, start, end, most, of_some)
+                    for count, results in groups:
+                        done += count
+                        yield from results
                     return
                 except Outdated:
                     self._engine.counters["reads_again"] += 1
@@ -146,21 +155,27 @@ class Reader:
         self._engine.counters["tier_reads"] += 1
         return Points(steps[-1], self.tier(matchers, start, end, number))
 
-    def _batches(
-        self, found: Matched, done: int, start: int, end: int, most: int
-    ) -> Iterator[tuple[Ids, list[Series]]]:
-        ids = found.ids[done:]
+    def _groups_of(
+        self, found: Matched, done: int, start: int, end: int, most: tuple[int, int],
+        function: Callable[[Ids, list[Series]], A],
+    ) -> Iterator[tuple[int, A]]:  # fmt: skip
+        """(how many series, `function` of them) of each group, without the first `done`."""
+        ids, labels, pairs = found.ids[done:], found.labels[done:], found.pairs[done:]
         if not ids.size:
             return
         picture = picture_of(self._engine, ids, start, end, (FRESH, RAW))
         self.check_size(picture)
-        for runs in self.groups(picture, start, end, most, ahead=True):
-            batch = []
-            for number, run in enumerate(runs, done):
-                labels = dict(found.labels[number])
-                batch.append(Series(labels, run.times, run.values, found.pairs[number]))
-            yield found.ids[done : done + len(runs)], batch
-            done += len(runs)
+
+        def of_span(span: tuple[int, int]) -> tuple[int, A]:
+            some = slice(*span)
+            runs = self._group(picture, *span, start, end)
+            batch = [
+                Series(dict(one), run.times, run.values, both)
+                for run, one, both in zip(runs, labels[some], pairs[some], strict=True)
+            ]
+            return len(batch), function(ids[some], batch)
+
+        yield from self._engine.ahead.map(of_span, picture.spans(*most))
 
     def latest(self, matchers: Sequence[Matcher], start: int, end: int) -> Latest:
         """Of each series its newest sample within [start, end]. The head knows that of live
@@ -250,19 +265,8 @@ class Reader:
 
     def runs(self, picture: Picture, start: int = -EVER, end: int = EVER) -> Iterator[Run]:
         """A run for each id of the picture, in order."""
-        return itertools.chain.from_iterable(self.groups(picture, start, end))
-
-    def groups(
-        self, picture: Picture, start: int = -EVER, end: int = EVER, most: int = GROUP_SAMPLES,
-        ahead: bool = False,
-    ) -> Iterator[list[Run]]:  # fmt: skip
-        """The same, as many at a time as are decoded at once; `ahead`: in threads, too."""
-        spans = picture.spans(most)
-
-        def decoded(span: tuple[int, int]) -> list[Run]:
-            return list(self._group(picture, *span, start, end))
-
-        return self._engine.ahead.map(decoded, spans) if ahead else map(decoded, spans)
+        for span in picture.spans(GROUP_SAMPLES):
+            yield from self._group(picture, *span, start, end)
 
     def _group(
         self, picture: Picture, first: int, last: int, start: int, end: int

@@ -9,13 +9,15 @@ ended there ("staleness marker"), every other NaN is a value like any other.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+A = TypeVar("A")
 
 NAME_LABEL = "__name__"
 STALE_NAN_BITS = 0x7FF0000000000002
@@ -106,10 +108,12 @@ class QuickSource(Source, Protocol):
     def latest(self, matchers: Sequence[Matcher], end_ms: int, lookback_ms: int) -> Latest:
         """Of each series the newest sample in [end_ms - lookback_ms, end_ms], if it has one."""
 
-    def batches(
-        self, matchers: Sequence[Matcher], start_ms: int, end_ms: int
-    ) -> Iterator[list[Series]]:
-        """What `select` gives, some series at a time: who is done with them can let them go."""
+    def each(
+        self, matchers: Sequence[Matcher], start_ms: int, end_ms: int,
+        function: Callable[[list[Series]], A],
+    ) -> Iterator[A]:  # fmt: skip
+        """`function` of what `select` gives, some series at a time, in order: who is done with
+        them can let them go. Other threads call it, several at once."""
 
     def points(
         self, matchers: Sequence[Matcher], start_ms: int, end_ms: int, grid_ms: int
