@@ -205,7 +205,7 @@ cdef class Pages:
     cdef object _maintenance            # held by whoever checkpoints or cleans
     cdef object _opened                 # ours to close: the device
     cdef uint64_t _segments_seen        # opened by the stream, when changed() looked last
-    cdef uint64_t _checkpoint_segments  # the same, at the newest checkpoint
+    cdef int64_t _checkpoint_segments   # the same, at the newest checkpoint (before opening: < 0)
     cdef uint64_t _damaged_segments     # pinned by cleaning
     cdef object __weakref__
     # Raises the exception that fits, unless result is PAGES_OK. With the GIL, without the lock.

@@ -38,8 +38,9 @@ from siltstone.store.check cimport (CHECK_COUNTS, CHECK_LIVE, CHECK_LOST, page_c
 from siltstone.store.cleaning cimport (clean_while_due, segment_clean, space_excess, space_t,
                                        space_take, space_victim)
 from siltstone.store.compression cimport compression_ready
+from siltstone.store.pending cimport pending_free
 from siltstone.store.redo cimport redo_record, state_head, state_restore, state_tail
-from siltstone.store.resident cimport block_load
+from siltstone.store.resident cimport block_load, blocks_settle
 from siltstone.store.state cimport BLOCK_BITS, BLOCK_ENTRIES, LINKS_MAX, RECENT_MAX
 from siltstone.store.table cimport block_save, entries_free
 from siltstone.log.openers import Reader, Writer
@@ -65,6 +66,9 @@ LIBRARIES = {"zstd": "libzstd.so.1", "lz4": "liblz4.so.1"}
 # checkpoints write rose from 0.1 to 0.2 of the user's.
 CHECKPOINT_SHARE = 24
 CHECKPOINT_SEGMENTS_MIN = 3
+# What recovery left for later cannot be evicted: where it takes more than this share of the cache,
+# a checkpoint does it at once.
+PENDING_SHARE = 8
 # Segments that only freeing, cleaning and checkpoints may use: a full device can be emptied.
 SLOTS_KEPT = 5
 # Writers are slowed down only while segments are filled faster than the background thread gives
@@ -134,6 +138,7 @@ cdef void free_table(pages_t *pages) noexcept nogil:
             if entries[place].node != NULL:
                 pages.ops.release(pages.context, entries[place].node)
         entries_free(entries)
+        pending_free(pages, number)
         free(pages.blocks[number].places)
     for number in range(pages.root_count):
         free(pages.roots[number].name)
@@ -250,7 +255,10 @@ cdef class Pages:
         if number < self.pages.block_count and not self.settings.read_only:
             # where pages are allocated: without it nothing can be written
             self.raise_result(block_load(&self.pages, number), number << BLOCK_BITS)
-        self._checkpoint_segments = 0
+        # What had to be read now counts for the next checkpoint: a store that is often killed
+        # young would else read more each time.
+        self._checkpoint_segments = (0 if self.recovery.outcome == "clean"
+                                     else -self.recovery.segments_read)
         self._segments_seen = 0
 
     def _restore(self, bytes state):
@@ -400,6 +408,7 @@ cdef class Pages:
         cdef char *tail = NULL
         cdef uint64_t head_size = 0, tail_size = 0, opened
         cdef int began, result = PAGES_OK
+        self._settle()
         opened = load64_relaxed(&self.pages.stream.counters.segments_opened)
         with nogil:
             began = self._begin(&capture, &head, &head_size)
@@ -423,6 +432,12 @@ cdef class Pages:
         self.log.finish_checkpoint(begun, state)
         self.pages.counters.checkpoints += 1
         self._checkpoint_segments = opened
+
+    def _settle(self):
+        cdef int result
+        with nogil:
+            result = blocks_settle(&self.pages)
+        self.raise_result(result, 0)
 
     # What the background thread does
 
@@ -448,7 +463,8 @@ cdef class Pages:
 
     def _checkpoint_due(self):
         opened = load64_relaxed(&self.pages.stream.counters.segments_opened)
-        return opened - self._checkpoint_segments > self._checkpoint_interval()
+        return (opened - self._checkpoint_segments > self._checkpoint_interval()
+                or self.pages.pending_bytes > self.pages.cache_bytes // PENDING_SHARE)
 
     def _checkpoint_interval(self):
         """Segments of log between two checkpoints."""
@@ -462,7 +478,7 @@ cdef class Pages:
     def _clean_while_due(self):
         """Whether any segment was; at most until the next checkpoint is due."""
         cdef uint64_t cleaned = 0, damaged = 0
-        cdef uint64_t opened_max = self._checkpoint_segments + self._checkpoint_interval()
+        cdef uint64_t opened_max = max(0, self._checkpoint_segments + self._checkpoint_interval())
         cdef int result
         with nogil:
             result = clean_while_due(&self.pages, opened_max, &cleaned, &damaged)
@@ -492,6 +508,7 @@ cdef class Pages:
         self.raise_result(pages_usable(&self.pages), 0)
         emptied = 0
         with self._maintenance:
+            self._settle()
             before = self.pages.stream.version
             space = self._space()
             if space["empty"]:
@@ -514,6 +531,7 @@ cdef class Pages:
 
     def _compact(self):
         """At closing: at most COMPACT_SECONDS long, the file becomes close to what lives."""
+        self._settle()      # then live bytes are exact
         before = self.pages.stream.version
         deadline_ns = self.clock.monotonic_ns() + COMPACT_SECONDS * 1_000_000_000
         space = self._space()
@@ -618,9 +636,6 @@ cdef class Pages:
         cdef int result
         self.raise_result(pages_usable(&self.pages), 0)
         report = Report(problems=[str(problem) for problem in self.recovery.problems])
-        if self.pages.left_out:
-            report.problems.append(f"recovery left out {self.pages.left_out} records: their page "
-                                   "or its table block was damaged")
         pid = PID_FIRST
         while pid < self.pages.pid_next:
             with nogil:
@@ -633,6 +648,9 @@ cdef class Pages:
             pid += 1
             if progress is not None and pid % 1024 == 0:
                 progress(pid, self.pages.pid_next)
+        if self.pages.left_out:
+            report.problems.append(f"recovery left out {self.pages.left_out} records: their page "
+                                   "or its table block was damaged")
         return report
 
     def _text(self, int result, uint64_t position):

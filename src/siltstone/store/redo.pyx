@@ -1,9 +1,9 @@
 """Recovery of the page table: a checkpoint's state, then every record that was committed after it.
 
 The state describes the table exactly as it stood at the checkpoint's moment, so each record behind
-that moment is applied, once, in order. Blocks are read when a record concerns them and stay dirty
-in memory until the next checkpoint. Records that make no sense (a link to a page that is not there:
-its base was damaged) are left out and counted as damage.
+that moment is applied, once, in order: at once where its block is in memory, else when that is
+read (pending.pyx). Such blocks stay dirty until the next checkpoint. Records that make no sense (a
+link to a page that is not there: its base was damaged) are left out and counted as damage.
 
     state := head tail       all numbers little-endian
     head  := version u32, commit stamp u64, next pid u64, id marker u64, roots u32, root *
@@ -18,15 +18,15 @@ from libc.string cimport memcpy
 
 from siltstone.log.format cimport record_bytes
 from siltstone.log.ordered cimport GROUP_ID_SIZE, ORDERED_COMMIT, ordered_dead
+from siltstone.store.pending cimport entry_redo, pending_add, pending_leave_out, redo_t
 from siltstone.store.resident cimport block_load
 from siltstone.store.roots cimport root_count_add, root_set, roots_reach
-from siltstone.store.state cimport (BLOCK_BITS, KIND_BASE, KIND_FREE, KIND_IDS, KIND_LINK,
-                                    KIND_MORE, KIND_MOVED, KIND_ROOT, KIND_TABLE, MARK_COMMIT,
-                                    NOTE_SIZE, PAGES_CORRUPT, PAGES_OK, PAGE_FREE, PAGE_LIVE,
-                                    ROOT_NAME_MAX, WORD_NOTE, block_t, entry_t, pages_t, place_t,
-                                    root_t)
-from siltstone.store.table cimport (block_touch, entry_forget_places, entry_push, entry_redundant,
-                                    entry_room, page_entry, places_dead, table_reach)
+from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_BASE, KIND_FREE, KIND_IDS,
+                                    KIND_LINK, KIND_MORE, KIND_MOVED, KIND_ROOT, KIND_TABLE,
+                                    MARK_COMMIT, NOTE_SIZE, PAGES_CORRUPT, PAGES_OK, ROOT_NAME_MAX,
+                                    WORD_NOTE, block_t, entry_t, pages_t, place_t, root_t)
+from siltstone.store.table cimport (BLOCK_MEMORY, entry_room, page_entry, places_dead,
+                                    table_reach)
 
 cdef enum:
     STATE_VERSION = 1
@@ -49,54 +49,47 @@ cdef void redo_notes(pages_t *pages, const char *notes, uint64_t size) noexcept 
         size -= NOTE_SIZE
 
 
-cdef int reach(pages_t *pages, uint64_t pid, entry_t **entry) noexcept nogil:
-    cdef int result = 0
-    if pid >= <uint64_t>1 << 40:
-        return PAGES_CORRUPT
-    if pid >> BLOCK_BITS >= pages.block_count:
-        result = table_reach(pages, pid)
-    if result == PAGES_OK:
-        result = block_load(pages, pid >> BLOCK_BITS)
-    if result == PAGES_OK:
-        entry[0] = page_entry(pages, pid)
-        if pid >= pages.pid_next:
-            pages.pid_next = pid + 1
+cdef int redo_now(pages_t *pages, uint64_t number) noexcept nogil:
+    """What is noted for a block takes more memory than the block would."""
+    cdef int result = block_load(pages, number)
+    if result == PAGES_CORRUPT:
+        pending_leave_out(pages, number)
+        return PAGES_OK
     return result
 
 
 cdef int redo_page(pages_t *pages, uint32_t kind, const place_t *place, const char *payload,
                    uint64_t size, bint alone) noexcept nogil:
-    """BASE, MOVED, MORE, LINK, FREE."""
-    cdef entry_t *entry = NULL
-    cdef uint64_t word
-    cdef int result
+    """BASE, MOVED, MORE, LINK, FREE: to its entry, or for later."""
+    cdef entry_t *entry
+    cdef uint64_t word, pid, number
+    cdef redo_t redo
     memcpy(&word, payload, 8)
-    result = reach(pages, word >> 8, &entry)
-    if result != PAGES_OK:
-        return result
-    if (kind == KIND_LINK or kind == KIND_MORE or kind == KIND_MOVED) and entry.state != PAGE_LIVE:
+    pid = word >> 8
+    number = pid >> BLOCK_BITS
+    if pid >= <uint64_t>1 << 40:
+        places_dead(pages, place, 1)
         return PAGES_CORRUPT
-    if entry_room(pages, entry, 1) != 0:
+    if number >= pages.block_count and table_reach(pages, pid) != 0:
         return -ENOMEM
-    block_touch(pages, word >> 8)
+    pages.pid_next = max(pages.pid_next, pid + 1)
     if kind == KIND_LINK and alone:
         pages.commit_stamp += 1
         if word & WORD_NOTE:
             redo_notes(pages, payload + 8, min(size - 8, <uint64_t>NOTE_SIZE))
-    if kind == KIND_BASE or kind == KIND_MOVED or kind == KIND_FREE:
-        entry_forget_places(pages, entry)
-    if kind != KIND_MOVED and kind != KIND_MORE:
-        entry.stamp = pages.commit_stamp + (0 if alone else 1)
     if kind == KIND_FREE:
-        entry.state = PAGE_FREE
         places_dead(pages, place, 1)
-        return PAGES_OK
-    entry.state = PAGE_LIVE
-    entry_push(entry, place)
-    if kind == KIND_LINK:
-        entry.link_bytes += place.bytes
-        entry_redundant(pages, entry, entry.link_bytes)
-    return PAGES_OK
+    redo.kind, redo.at, redo.place = kind, pid & (BLOCK_ENTRIES - 1), place[0]
+    redo.stamp = pages.commit_stamp + (0 if alone else 1)
+    entry = page_entry(pages, pid)
+    if entry == NULL:
+        if pending_add(pages, number, &redo) != 0:
+            return -ENOMEM
+        return PAGES_OK if pages.blocks[number].pending.bytes <= BLOCK_MEMORY else redo_now(
+            pages, number)
+    if entry_room(pages, entry, 1) != 0:
+        return -ENOMEM
+    return entry_redo(pages, pid, entry, &redo)
 
 
 cdef int redo_root(pages_t *pages, const char *payload, uint64_t size) noexcept nogil:
@@ -148,9 +141,7 @@ cdef int redo_record(pages_t *pages, uint32_t kind, uint64_t position, const cha
     place.kind = KIND_BASE if kind == KIND_MOVED else kind
     if size >= 8:
         if kind in (KIND_BASE, KIND_MOVED, KIND_MORE, KIND_LINK, KIND_FREE):
-            result = redo_page(pages, kind, &place, payload, size, mark == position)
-            if result == PAGES_OK:
-                return result
+            return redo_page(pages, kind, &place, payload, size, mark == position)
         elif kind == KIND_TABLE:
             if in_table(pages, payload, size, position):
                 return PAGES_OK

@@ -11,6 +11,8 @@ cdef void pages_load_many(pages_t *pages, const uint64_t *pids, uint32_t count,
 cdef void pages_evict(pages_t *pages) noexcept nogil
 # The table block of a pid, without the page. Without the lock.
 cdef int block_load(pages_t *pages, uint64_t number) noexcept nogil
+# What recovery left for later is done: blocks are read, changed, saved and dropped one by one.
+cdef int blocks_settle(pages_t *pages) noexcept nogil
 
 # Under the lock. The entry's node becomes `node` (may be NULL); the one before is released.
 cdef void entry_set_node(pages_t *pages, uint64_t pid, entry_t *entry, char *node) noexcept nogil

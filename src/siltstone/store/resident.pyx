@@ -13,8 +13,9 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
-from siltstone.store.append cimport append_ready
+from siltstone.store.append cimport append_ready, append_wait
 from siltstone.store.chainread cimport chain_node, table_image
+from siltstone.store.pending cimport pending_apply, pending_leave_out, pending_room
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_ABSENT,
                                     PAGES_CORRUPT, PAGES_MISS, PAGES_OK, PAGES_TOO_OLD, PAGE_LIVE,
                                     block_t, entry_t, pages_t, place_t, snapshot_t, version_t)
@@ -145,8 +146,13 @@ cdef int block_load(pages_t *pages, uint64_t number) noexcept nogil:
             pages.counters.load_retries += 1
             result = AGAIN
         elif result == PAGES_OK:
-            pages.counters.block_loads += 1
-            block_install(pages, number, entries)
+            result = pending_room(pages, number, entries)
+            if result != 0:
+                entries_free(entries)
+            else:
+                pages.counters.block_loads += 1
+                block_install(pages, number, entries)
+                pending_apply(pages, number)
         pthread_mutex_unlock(&pages.lock)
         free(places)
     return result
@@ -342,6 +348,31 @@ cdef uint64_t look_at(pages_t *pages, uint64_t number, uint64_t budget) noexcept
         pages.hand_entry += 1
         seen += 1
     return seen + 1
+
+
+cdef int blocks_settle(pages_t *pages) noexcept nogil:
+    cdef uint32_t number = 0
+    cdef int result = PAGES_OK
+    while result == PAGES_OK:
+        pthread_mutex_lock(&pages.lock)
+        while number < pages.block_count and pages.blocks[number].pending == NULL:
+            number += 1
+        result = PAGES_OK if number < pages.block_count else PAGES_ABSENT
+        pthread_mutex_unlock(&pages.lock)
+        if result == PAGES_ABSENT:
+            return PAGES_OK
+        result = block_load(pages, number)
+        if result == PAGES_OK:
+            append_wait(pages, BLOCK_ENTRIES * 64, 1)   # what is wrong the checkpoint will say
+        pthread_mutex_lock(&pages.lock)
+        if result == PAGES_OK:
+            pages.blocks[number].heat = 0
+            evict_block(pages, number)
+        elif result == PAGES_CORRUPT:
+            pending_leave_out(pages, number)
+            result = PAGES_OK
+        pthread_mutex_unlock(&pages.lock)
+    return result
 
 
 cdef void pages_evict(pages_t *pages) noexcept nogil:

@@ -25,6 +25,7 @@ from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, RECORD_BLOB, WORD_SIZE
                                    node_t, record_word, word_key_size, word_payload_size)
 from siltstone.store.pagecache cimport (PAGES_CORRUPT, PAGES_OK, PAGE_LIVE, entry_t, page_entry,
                                         pages_lock, pages_unlock, place_t)
+from siltstone.store.pending cimport pending_free
 from siltstone.store.resident cimport block_load
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_BASE, KIND_FREE, KIND_LINK,
                                     KIND_MORE, KIND_MOVED)
@@ -231,6 +232,8 @@ cdef class SalvagePages(TreePages):
         if result == PAGES_OK and self.pages.blocks[number].entries != NULL:
             entries_free(self.pages.blocks[number].entries)
             self.pages.blocks[number].entries = NULL
+        if result == PAGES_OK:
+            pending_free(&self.pages, number)       # the chains say it, too
         entries = entries_new()
         if result != PAGES_OK or entries == NULL:
             raise MemoryError("no memory for the table")

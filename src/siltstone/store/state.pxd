@@ -115,6 +115,17 @@ cdef struct snapshot_t:
     snapshot_t *older
     version_t *versions     # for which it is the newest snapshot that needs them
 
+cdef struct pending_part_t: # packed records follow: pending.pyx
+    pending_part_t *next
+    uint32_t used
+
+cdef struct pending_t:      # what recovery found for a block that is not in memory
+    pending_part_t *first
+    pending_part_t *last
+    uint64_t bytes          # of memory
+    uint64_t stamp          # of the record that was noted last
+    uint64_t position
+
 cdef struct block_t:        # BLOCK_ENTRIES of the page table
     entry_t *entries        # NULL: not in memory. What is behind them: table.pxd
     place_t *places         # of its newest image
@@ -124,6 +135,7 @@ cdef struct block_t:        # BLOCK_ENTRIES of the page table
     uint8_t heat
     uint32_t checkpoint     # number of the checkpoint that has it already
     uint64_t redundant      # of all its entries, when it was dropped
+    pending_t *pending      # to be applied when it is read; NULL: nothing
 
 cdef struct root_t:
     uint32_t used
@@ -190,7 +202,8 @@ cdef struct pages_t:
     uint64_t id_marker_end
     uint64_t id_interval
     # Memory
-    uint64_t resident_bytes         # nodes, table blocks, chains
+    uint64_t resident_bytes         # nodes, table blocks, chains, what is pending for blocks
+    uint64_t pending_bytes          # the last of these
     uint64_t cache_bytes            # the limit
     uint64_t evict_above            # the same, or higher after a round that found nothing to evict
     uint64_t resident_pages

@@ -44,6 +44,14 @@ cdef inline entry_t *entries_new() noexcept nogil:
 cdef inline place_t *entry_place(entry_t *entry, uint32_t number) noexcept nogil:
     return &entry.first if number == 0 else &entry.more[number - 1]
 
+# Numbers in images: 7 bits a byte, low ones first. NULL: the image ends inside it.
+cdef char *put_number(char *to, uint64_t number) noexcept nogil
+cdef const char *get_number(const char *at, const char *end, uint64_t *number) noexcept nogil
+# A place, its position as the difference to `before`.
+cdef char *put_place(char *to, const place_t *place, uint64_t before) noexcept nogil
+cdef const char *get_place(const char *at, const char *end, uint64_t before,
+                           place_t *place) noexcept nogil
+
 # Room for blocks up to that of `pid`; missing ones are empty. 0 or -ENOMEM.
 cdef int table_reach(pages_t *pages, uint64_t pid) noexcept nogil
 # An unused pid, PAGE_RESERVED from now on.
@@ -56,7 +64,8 @@ cdef int entry_room(pages_t *pages, entry_t *entry, uint32_t more) noexcept nogi
 cdef void entry_push(entry_t *entry, const place_t *place) noexcept nogil
 # Its bytes that say again what the page says; what is below 0 counts as 0.
 cdef void entry_redundant(pages_t *pages, entry_t *entry, int64_t bytes) noexcept nogil
-cdef void entry_forget_places(pages_t *pages, entry_t *entry) noexcept nogil    # they are dead
+cdef void entry_clear_places(pages_t *pages, entry_t *entry) noexcept nogil     # they are dead
+cdef void entry_forget_places(pages_t *pages, entry_t *entry) noexcept nogil    # their room, too
 # They take the place of what was there, which is dead.
 cdef void entry_replace_places(pages_t *pages, entry_t *entry, const place_t *places,
                                uint32_t count) noexcept nogil

@@ -35,7 +35,7 @@ cdef enum:
 # Numbers -----------------------------------------------------------------------------------------
 
 
-cdef inline char *put_number(char *to, uint64_t number) noexcept nogil:
+cdef char *put_number(char *to, uint64_t number) noexcept nogil:
     while number >= 0x80:
         to[0] = <char>(number | 0x80)
         number >>= 7
@@ -44,9 +44,7 @@ cdef inline char *put_number(char *to, uint64_t number) noexcept nogil:
     return to + 1
 
 
-cdef inline const char *get_number(const char *at, const char *end,
-                                   uint64_t *number) noexcept nogil:
-    """NULL: the image ends inside it."""
+cdef const char *get_number(const char *at, const char *end, uint64_t *number) noexcept nogil:
     cdef uint64_t value = 0
     cdef uint32_t shift = 0
     cdef uint8_t byte = 0x80
@@ -227,21 +225,22 @@ cdef void entry_redundant(pages_t *pages, entry_t *entry, int64_t bytes) noexcep
     entry.redundant = <uint32_t>bytes
 
 
-cdef void drop_more(pages_t *pages, entry_t *entry) noexcept nogil:
-    pages.resident_bytes -= entry.capacity * sizeof(place_t)
-    free(entry.more)
-    entry.more = NULL
-    entry.capacity = entry.count = 0
+cdef void entry_clear_places(pages_t *pages, entry_t *entry) noexcept nogil:
+    if entry.count:
+        places_dead(pages, &entry.first, 1)
+        places_dead(pages, entry.more, entry.count - 1)
+    entry.count = 0
     entry.link_bytes = 0
     entry_redundant(pages, entry, 0)
     memset(&entry.first, 0, sizeof(place_t))
 
 
 cdef void entry_forget_places(pages_t *pages, entry_t *entry) noexcept nogil:
-    if entry.count:
-        places_dead(pages, &entry.first, 1)
-        places_dead(pages, entry.more, entry.count - 1)
-    drop_more(pages, entry)
+    entry_clear_places(pages, entry)
+    pages.resident_bytes -= entry.capacity * sizeof(place_t)
+    free(entry.more)
+    entry.more = NULL
+    entry.capacity = 0
 
 
 cdef void entry_replace_places(pages_t *pages, entry_t *entry, const place_t *places,
@@ -249,12 +248,7 @@ cdef void entry_replace_places(pages_t *pages, entry_t *entry, const place_t *pl
     """Room for them was made by entry_room(), or one place is all."""
     cdef uint32_t number
     cdef place_t *smaller
-    if entry.count:
-        places_dead(pages, &entry.first, 1)
-        places_dead(pages, entry.more, entry.count - 1)
-    entry.count = 0
-    entry.link_bytes = 0
-    entry_redundant(pages, entry, 0)
+    entry_clear_places(pages, entry)
     for number in range(count):
         entry_push(entry, &places[number])
     # Pages that changed often and then rest should not keep the memory of a long chain.
