@@ -208,7 +208,7 @@ class Maker:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Maker:
+def made(tmp_path: Path) -> Iterator[Maker]:
     maker = Maker(tmp_path / "old")
     now = siltstone.clock.SYSTEM_CLOCK.now_ms() / 1000  # type: ignore[attr-defined]
     maker.add("text", "värde", tag="t")
@@ -221,7 +221,8 @@ def made(tmp_path: Path) -> Maker:
     maker.add("big", pickle.dumps(list(range(1000))), 4, filename="ab/cd/3.val")
     maker.add("soon", 1, expire=now + 100)
     maker.add("gone", 1, expire=now - 100)
-    return maker
+    yield maker
+    maker.database.close()
 
 
 def test_diskcaches_items_come_over(made: Maker, tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_times_are_seconds_of_any_kind(metrics):
 
 
 @pytest.mark.parametrize(
-    "time", [T0 * 1000, float(T0 * 1000), float("nan"), "now", None, True, np.datetime64("NaT")]
+    "time",
+    [T0 * 1000, float(T0 * 1000), float("nan"), "now", None, True, np.datetime64("NaT", "s")],
 )
 def test_what_is_no_time_is_said(metrics, time):
     with pytest.raises(InvalidValue, match=r"milliseconds\?|is no time"):
