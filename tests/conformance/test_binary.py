@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 from backend import MemoryBackend, make_session
@@ -78,9 +77,10 @@ sound = st.one_of(
     st.builds(count, st.sampled_from([INCR, DECR, INCRQ, DECRQ]), KEYS, COUNTS, COUNTS, EXPIRIES,
               CAS),
     st.builds(touch, TOUCHES, KEYS, EXPIRIES),
+    # no flush in the future: it takes the place of the one before, and what that one forgot and
+    # nobody has touched since is there again
     st.sampled_from([packet(NOOP), packet(VERSION), packet(FLUSH), packet(FLUSHQ),
-                     packet(FLUSH, extras=struct.pack(">I", 1000)), packet(STAT, b"reset"),
-                     packet(STAT, b"bogus"), packet(0x55)]),
+                     packet(STAT, b"reset"), packet(STAT, b"bogus"), packet(0x55)]),
 )  # fmt: skip
 
 # Both answer and close, so each ends a conversation. An unknown opcode with a body is not asked:
