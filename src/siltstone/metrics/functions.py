@@ -150,7 +150,8 @@ def _part(unit: str, within: str) -> Callable[[npt.NDArray[np.datetime64]], npt.
 def _days_in_month(moments: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
     month = moments.astype("datetime64[M]")
     after = month + np.timedelta64(1, "M")
-    return (after.astype("datetime64[D]") - month.astype("datetime64[D]")).astype(np.int64)
+    days: npt.NDArray[np.int64] = after.astype("datetime64[D]") - month.astype("datetime64[D]")
+    return days.astype(np.int64)
 
 
 CALENDAR: dict[str, Callable[[npt.NDArray[np.datetime64]], npt.NDArray[np.int64]]] = {
