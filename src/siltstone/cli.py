@@ -7,6 +7,7 @@ are one line on stderr; each reading command has `--json`. Runs in the process's
 from __future__ import annotations
 
 import base64
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,7 @@ from siltstone.store_commands import StoreOption, TreeOption
 
 FINE, WRONG, USAGE = 0, 1, 2
 DEFAULT_SERVER = "127.0.0.1:11211"
+_MISSING = object()
 
 app = typer.Typer(
     name="siltstone",
@@ -67,6 +69,8 @@ DirectoryArgument = Annotated[Path, typer.Argument(help="A data directory.")]
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry point: runs a command and ends the process with its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not speak UTF-8
     sys.exit(run(arguments))
 
 
@@ -84,6 +88,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(_one_line(error), WRONG)
     except KeyboardInterrupt:
         return 130
+    except UnicodeEncodeError as error:
+        return _fail(f"{error.object!r} is no text in UTF-8", USAGE)
     except typer.Abort:
         return WRONG
     except Exception as error:
@@ -293,6 +299,15 @@ def _where(path: Path | None, server: str | None, store: Path | None = None) -> 
     return None if path is not None else server or DEFAULT_SERVER
 
 
+def _cache_key(argument: str) -> codecs.Key:
+    """Text, or the bytes that were typed when they are no text in UTF-8."""
+    key = store_commands.bytes_of(argument)
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key
+
+
 @app.command("get")
 def get(
     key: str,
@@ -308,17 +323,17 @@ def get(
         return store_commands.get(store, key, tree, as_json)
     if address is not None:
         with MemcachedClient(address) as client:
-            found = client.get(key.encode())
-        value = codecs.decode_value(codecs.resolve("raw"), *found[:2]) if found else None
+            found = client.get(store_commands.bytes_of(key))
+        value = codecs.decode_value(codecs.resolve("raw"), *found[:2]) if found else _MISSING
     else:
         assert path is not None
         with _opened(path) as cache:
-            value = cache.get(key, None)
-            found = None if value is None and key not in cache else value
-    if found is None and value is None:
+            value = cache.get(_cache_key(key), _MISSING)
+    if value is _MISSING:
         return _fail(f"{key!r} is not in the cache", WRONG)
     if as_json:
-        _print_json({"key": key, "type": type(value).__name__, **_json_value(value)})
+        named = store_commands.as_json(store_commands.bytes_of(key))
+        _print_json({"key": named, "type": type(value).__name__, **_json_value(value)})
     elif isinstance(value, bytes):
         sys.stdout.buffer.write(value + (b"\n" if sys.stdout.isatty() else b""))
         sys.stdout.flush()
@@ -365,12 +380,12 @@ def set_value(
     if address is None:
         assert path is not None
         with _opened(path) as cache:
-            cache.set(key, stored, ttl=seconds)
+            cache.set(_cache_key(key), stored, ttl=seconds)
         return
     data, flags = codecs.encode_value(codecs.resolve("json"), stored)
     whole = 0 if seconds is None else -(-config.duration_ms(seconds) // 1000) or -1
     with MemcachedClient(address) as client:
-        client.set(key.encode(), data, flags, whole)
+        client.set(store_commands.bytes_of(key), data, flags, whole)
 
 
 def _typed(text: str, kind: str) -> Any:
@@ -403,10 +418,10 @@ def delete(
     if address is None:
         assert path is not None
         with _opened(path) as cache:
-            found = cache.delete(key)
+            found = cache.delete(_cache_key(key))
     else:
         with MemcachedClient(address) as client:
-            found = client.delete(key.encode())
+            found = client.delete(store_commands.bytes_of(key))
     return FINE if found else _fail(f"{key!r} is not in the cache", WRONG)
 
 

@@ -1,7 +1,7 @@
 """What the `siltstone` command does with stores: reading, writing, looking inside, copying.
 
 Reading opens a store beside its writing process, where there is one. Keys and values on the command
-line are text, stored as UTF-8; what is not text is shown as Python writes bytes, and as
+line are stored as typed; what is not text in UTF-8 is shown as Python writes bytes, and as
 {"base64": ...} with --json. Results go to stdout, progress to a terminal's stderr.
 """
 
@@ -67,6 +67,11 @@ def tree_of(store: siltstone.Store, name: str) -> Tree:
 # Records --------------------------------------------------------------------------------------
 
 
+def bytes_of(argument: str) -> bytes:
+    """What was typed, as it was typed: arguments need not be text in UTF-8."""
+    return argument.encode("utf-8", "surrogateescape")
+
+
 def shown(data: bytes) -> str:
     """Text as it is, other bytes as Python writes them."""
     try:
@@ -90,11 +95,11 @@ def print_json(value: Any) -> None:
 def get(path: Path, key: str, tree: str, json: bool) -> int:
     """Print a value; exit code 1 if there is none."""
     with opened(path) as store:
-        value = tree_of(store, tree).get(key.encode())
+        value = tree_of(store, tree).get(bytes_of(key))
     if value is None:
         raise errors.KeyMissing(f"{key!r} is not in the store")
     if json:
-        print_json({"key": key, "value": as_json(value)})
+        print_json({"key": as_json(bytes_of(key)), "value": as_json(value)})
     else:
         sys.stdout.buffer.write(value + (b"\n" if sys.stdout.isatty() else b""))
         sys.stdout.flush()
@@ -106,9 +111,9 @@ def put(path: Path, key: str, value: str, tree: str) -> int:
     with siltstone.Store(path, durability="sync") as store:
         target = store.tree(tree) if tree else store
         if value != "-":
-            target[key.encode()] = value.encode()
+            target[bytes_of(key)] = bytes_of(value)
             return FINE
-        with target.open(key.encode(), "wb") as file:
+        with target.open(bytes_of(key), "wb") as file:
             while chunk := sys.stdin.buffer.read(1 << 20):
                 file.write(chunk)
     return FINE
@@ -116,7 +121,7 @@ def put(path: Path, key: str, value: str, tree: str) -> int:
 
 def delete(path: Path, key: str, tree: str) -> int:
     with opened(path, write=True) as store:
-        there = tree_of(store, tree).delete(key.encode(), durable=True)
+        there = tree_of(store, tree).delete(bytes_of(key), durable=True)
     if not there:
         raise errors.KeyMissing(f"{key!r} is not in the store")
     return FINE
@@ -124,7 +129,7 @@ def delete(path: Path, key: str, tree: str) -> int:
 
 def keys(path: Path, prefix: str, limit: int | None, tree: str, json: bool) -> int:
     with opened(path) as store:
-        found = tree_of(store, tree).keys(prefix=prefix.encode(), limit=limit)
+        found = tree_of(store, tree).keys(prefix=bytes_of(prefix), limit=limit)
         if json:
             print_json([as_json(key) for key in found])
         else:
@@ -147,7 +152,7 @@ def scan(
 ) -> None:
     """Print the records of a range, one a line: key, tab, value. With --json one object a line."""
     bounds: dict[str, Any] = {
-        name: None if text is None else text.encode()
+        name: None if text is None else bytes_of(text)
         for name, text in (("start", start), ("stop", stop), ("prefix", prefix))
     }
     with opened(path) as store:

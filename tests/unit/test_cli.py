@@ -240,3 +240,34 @@ def test_the_command_works_without_what_the_extras_bring() -> None:
     code = f"{blocked}; from siltstone.serve.relabelling import Rule; Rule(target_label='a')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "ConfigError: relabelling needs pip install 'siltstone[metrics]'" in ran.stderr
+
+
+def test_none_is_a_value(shell: Shell, directory: Path) -> None:
+    with siltstone.Cache(directory, ram="8MiB", flash="16MiB") as cache:
+        cache["none"] = None
+    assert shell("get", "none", "--path", directory).out == "null\n"
+
+
+def test_arguments_need_not_be_text(shell: Shell, directory: Path, tmp_path: Path) -> None:
+    typed, store = "caf\udce9", tmp_path / "store"  # as Python hands over the bytes b"caf\xe9"
+    assert shell("set", typed, typed, "--store", store).code == 0
+    for where in (("--store", store), ("--path", directory)):
+        if where[0] == "--path":
+            assert shell("set", typed, "plain", *where).code == 0
+        found = shell("get", typed, *where, "--json").json
+        assert found["key"] == {"base64": "Y2Fm6Q=="}
+        assert shell("delete", typed, *where).code == 0
+        assert shell("get", typed, *where).code == 1
+    for arguments in (("keys", "--prefix", typed), ("scan", "--start", typed, "--stop", typed)):
+        assert shell(*arguments, "--store", store).code == 0
+    assert shell("set", "key", typed, "--type", "bytes", "--path", directory).code == 2
+    assert shell("set", "key", typed, "--path", directory).code == 1
+
+
+def test_a_terminal_need_not_speak_utf_8(directory: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "siltstone.cli", "get", "text", "--path", str(directory)],
+        capture_output=True,
+        env={"PYTHONIOENCODING": "ascii"},
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"k\\xe4se\n", b"")

@@ -237,3 +237,18 @@ def test_an_indexs_errors(index: Index) -> None:
     with pytest.raises(errors.InvalidValue):
         index.update({"a": 1, "b": object()})
     assert not len(index)
+
+
+def test_what_is_sent_elsewhere_keeps_its_codec(tmp_path: Path) -> None:
+    deque = Deque([b"raw"], tmp_path / "deque", maxlen=3, codec="raw")
+    index = Index(tmp_path / "index", {"k": b"raw"}, codec="raw")
+    sent = pickle.dumps((deque, index))
+    deque.close()
+    index.close()
+    deque, index = pickle.loads(sent)
+    with deque, index:
+        for take in (deque.append, lambda value: index.update(k=value)):
+            with pytest.raises(errors.InvalidValue):
+                take({"no": "bytes"})
+        assert list(deque) == [b"raw"]
+        assert index["k"] == b"raw"

@@ -335,3 +335,41 @@ def test_what_names_no_holder_holds_nothing(tmp_path: Path, value: bytes) -> Non
         shared["lock"] = value
         with Lock(shared, "lock") as lock:
             assert lock.locked()
+
+
+@pytest.mark.parametrize("kind", [Lock, BoundedSemaphore])
+def test_a_barrier_makes_coroutines_wait(cache: siltstone.Cache, kind: Any) -> None:
+    inside: list[int] = []
+
+    async def use() -> None:
+        go_on = asyncio.Event()
+
+        @barrier(cache, kind)
+        async def alone(number: int) -> int:
+            inside.append(number)
+            assert len(inside) == 1
+            await go_on.wait()
+            inside.remove(number)
+            return number
+
+        calls = [asyncio.ensure_future(alone(number)) for number in range(5)]
+        while not inside:
+            await asyncio.sleep(0)
+        go_on.set()
+        assert await asyncio.gather(*calls) == list(range(5))
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("timeout", ["5s", float("nan"), b"1", [1]])
+def test_a_timeout_is_a_number_of_seconds(cache: siltstone.Cache, timeout: Any) -> None:
+    for lock in (Lock(cache, "l"), RLock(cache, "r"), BoundedSemaphore(cache, "s")):
+        with pytest.raises(errors.ConfigError, match="no number of seconds"):
+            lock.acquire(timeout)
+        assert lock.acquire(float("inf"))
+
+
+@pytest.mark.parametrize("count", [0, "3", None, 2.5])
+def test_a_throttle_counts_whole_calls(cache: siltstone.Cache, count: Any) -> None:
+    with pytest.raises(errors.ConfigError, match="at least one call"):
+        throttle(cache, count, 1)

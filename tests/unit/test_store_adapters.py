@@ -247,3 +247,31 @@ def test_by_url(tmp_path):
     files = fsspec.filesystem("siltstone", **options)
     assert files.cat("siltstone://a/b.txt") == b"text"
     files.close()
+
+
+def test_removing_by_pattern_and_what_is_not_there(store):
+    files = StoreFileSystem(store=store, skip_instance_cache=True)
+    for name in ("a1.csv", "a2.csv", "b.txt", "d/e", "odd[1].txt"):
+        files.pipe_file(name, b"x")
+    files.rm("a*.csv")
+    files.rm("odd[1].txt")
+    assert files.find("") == ["b.txt", "d/e"]
+    for arguments in (("none", True), ("none",), (["b.txt", "none"], True), ("*.csv",)):
+        with pytest.raises(FileNotFoundError):
+            files.rm(*arguments)
+    files.rm("d", recursive=True)
+    assert files.find("") == []
+
+
+def test_a_store_is_let_go_of_when_its_tree_cannot_be_had(tmp_path):
+    siltstone.Store(tmp_path).close()
+    for make in (
+        lambda: StoreOfChunks(tmp_path, read_only=True),
+        lambda: StoreFileSystem(path=tmp_path, read_only=True, skip_instance_cache=True),
+        lambda: StoreOfChunks(tmp_path, tree="\0"),
+        lambda: StoreFileSystem(path=tmp_path, tree="\0", skip_instance_cache=True),
+    ):
+        with pytest.raises((siltstone.errors.KeyMissing, siltstone.errors.InvalidKey)) as raised:
+            make()
+        with siltstone.Store(tmp_path):  # nobody holds it, though the error is kept
+            assert raised.value

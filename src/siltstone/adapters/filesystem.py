@@ -183,15 +183,19 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
         """Delete files; with `recursive` all below directories, in one batch a path.
 
-        `maxdepth`: only so many levels down. ValueError below 1, as fsspec has it.
+        `maxdepth`: only so many levels down. ValueError below 1, as fsspec has it. A name that
+        there is not is a pattern, as in `glob()`.
         """
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
-        for name in path if isinstance(path, list) else [path]:
+        given = path if isinstance(path, list) else [path]
+        for name in [one for each in given for one in self._matching(each)]:
             key = self._strip_protocol(name).encode()
             if not recursive:
                 self.rm_file(name)
                 continue
+            if not self.exists(name):
+                raise FileNotFoundError(name)
             with self.store.batch() as batch:
                 part = batch.tree(self._tree_name) if self._tree_name else batch
                 part.delete(key)
@@ -199,6 +203,9 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 for below in self._tree.keys(prefix=top):
                     if maxdepth is None or below.count(b"/", len(top)) < maxdepth:
                         part.delete(below)
+
+    def _matching(self, path: str) -> list[str]:
+        return [path] if self.exists(path) else list(self.expand_path(path))
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
         """Nothing to do: a directory is there as soon as a file is in it."""

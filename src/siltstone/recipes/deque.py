@@ -58,7 +58,8 @@ class Deque(Kept, Sequence[Any]):
         return cls(iterable, maxlen=maxlen, store=store)
 
     def __reduce__(self) -> Any:
-        return type(self), ((), self._reopened_from(), self._maxlen)
+        make, directory = self._reopening()
+        return make, ((), directory, self._maxlen)
 
     @property
     def maxlen(self) -> int | None:

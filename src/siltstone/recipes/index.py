@@ -55,7 +55,8 @@ class Index(Kept, MutableMapping[Key, Any]):
         return cls(*arguments, store=store, **more)
 
     def __reduce__(self) -> Any:
-        return type(self), (self._reopened_from(),)
+        make, directory = self._reopening()
+        return make, (directory,)
 
     # Items ----------------------------------------------------------------------------------
 

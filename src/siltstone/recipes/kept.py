@@ -7,6 +7,7 @@ durability says. One process at a time has the directory open; any number of its
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,14 +26,9 @@ class Kept:
     """A container in a store; `transact()` makes several calls one."""
 
     def __init__(self, directory: Any, store: Store | None, codec: Any) -> None:
-        if store is None:
-            store = Store(directory)
-            self._own = True
-        else:
-            self._own = False
-        self.store = store
-        self._codec_given = codec
-        self._codec = codecs.resolve(codec)
+        self._codec_given, self._codec = codec, codecs.resolve(codec)
+        self._own = store is None
+        self.store = Store(directory) if store is None else store
         self._lock = threading.RLock()
         self._joint: Transaction | None = None
         self._thread = 0  # whose transaction is open
@@ -106,7 +102,8 @@ class Kept:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _reopened_from(self) -> Path:
+    def _reopening(self) -> tuple[Callable[..., Self], Path]:
+        """What pickle notes: how to make it, and of which directory."""
         if self.directory is None or not self._own:
             raise ConfigError("only what has a directory of its own can be sent elsewhere")
-        return self.directory
+        return functools.partial(type(self), codec=self._codec_given), self.directory

@@ -8,7 +8,10 @@ for in a long time, as any item: where that must not happen, open the cache with
 from __future__ import annotations
 
 import abc
+import asyncio
 import functools
+import inspect
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, Final, Self
@@ -49,9 +52,9 @@ class _Held(abc.ABC):
     def acquire(self, timeout: float | None = None) -> bool:
         """Wait until it is ours, at most `timeout` seconds (None: for ever). Whether it is."""
         clock = self._cache._clock
-        end = None if timeout is None else clock.monotonic_ns() + int(timeout * 1e9)
+        end = math.inf if timeout is None else clock.monotonic_ns() + _nanoseconds(timeout)
         while not self._take():
-            if end is not None and clock.monotonic_ns() >= end:
+            if clock.monotonic_ns() >= end:
                 return False
             clock.sleep(PAUSE_S)
         return True
@@ -159,6 +162,12 @@ class BoundedSemaphore(_Held):
         raise NotHeld(f"the semaphore {self._key!r} is not held by this object")
 
 
+def _nanoseconds(timeout: float) -> float:
+    if isinstance(timeout, (int, float)) and not math.isnan(timeout):
+        return timeout * 1e9
+    raise ConfigError(f"timeout: {timeout!r} is no number of seconds")
+
+
 def barrier(
     cache: Cache,
     lock_factory: Callable[..., Any],
@@ -166,7 +175,7 @@ def barrier(
     expire: TTL = None,
     tag: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: calls of the function wait for each other, over threads and processes.
+    """Decorator: calls of the function (def, async def) wait for each other, over processes, too.
 
     `lock_factory`: Lock, RLock, BoundedSemaphore, or what takes (cache, key, expire=, tag=).
     `name`: the lock's key; the function's full name without it.
@@ -175,10 +184,23 @@ def barrier(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         lock = lock_factory(cache, name or full_name(function), expire=expire, tag=tag)
 
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with lock:
-                return function(*args, **kwargs)
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                while not lock.acquire(0):
+                    await asyncio.sleep(PAUSE_S)
+                try:
+                    return await function(*args, **kwargs)
+                finally:
+                    lock.release()
+
+        else:
+
+            @functools.wraps(function)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with lock:
+                    return function(*args, **kwargs)
 
         return wrapper
 

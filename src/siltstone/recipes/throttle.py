@@ -33,7 +33,7 @@ def throttle(
     `seconds` / `count`. `name`: the key of its state; the function's full name without it.
     """
     period = parse_duration(seconds)
-    if count < 1 or period <= 0:
+    if not isinstance(count, int) or count < 1 or period <= 0:
         raise ConfigError("throttle: use at least one call in more than 0 seconds")
     now = time_func or (lambda: cache._clock.now_ms() / 1000)
 
