@@ -221,6 +221,29 @@ def test_every_call_fails_once(call: str, error: int, keep: int | None) -> None:
             assert state in expected or (failed and history.next_is(state))
 
 
+@pytest.mark.parametrize("call", ["write", "sync"])
+def test_no_id_is_beyond_the_durable_marker(call: str) -> None:
+    """Whichever call fails: what is on the medium for sure knows all ids that were given out."""
+    failed = 0
+    for nth in range(1, 30):
+        inner = CrashDevice(96, SEGMENT)
+        device = FaultDevice(inner)
+        pages = pages_on(device)
+        device.calls = dict.fromkeys(device.calls, 0)
+        device.faults.append(Fault(call, nth, errno.EIO))
+        ids: list[int] = []
+        for _ in range(40):
+            try:
+                ids.append(pages.generate_id())
+            except SiltstoneError:
+                failed += 1
+        assert ids == sorted(set(ids))
+        durable, _ = inner.durable_at(len(inner.events))
+        with pages_on(inner.reopened(durable)) as again:
+            assert again.generate_id() > max(ids, default=0)
+    assert failed
+
+
 def test_a_failed_sync_is_never_forgotten() -> None:
     device = FaultDevice(CrashDevice(96, SEGMENT))
     pages = pages_on(device)

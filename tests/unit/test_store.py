@@ -635,6 +635,17 @@ def test_backup_is_a_store_of_one_moment(tmp_path):
         assert copy.verify().problems == []
 
 
+def test_a_backup_gives_out_no_id_again(tmp_path):
+    with siltstone.Store(tmp_path / "store", id_interval=10) as store:
+        given = [store.generate_id() for _ in range(25)]
+        store.backup(tmp_path / "copy")
+    with siltstone.Store(tmp_path / "store", read_only=True) as reader:
+        reader.backup(tmp_path / "beside")
+    for copy in ("copy", "beside"):
+        with siltstone.Store(tmp_path / copy) as store:
+            assert store.generate_id() > given[-1]
+
+
 def test_dump_and_load(tmp_path):
     file = io.BytesIO()
     with siltstone.Store(None) as store:

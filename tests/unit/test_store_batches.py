@@ -151,6 +151,33 @@ def test_a_large_batch_that_waits_for_the_device_holds_up_no_reader():
         assert dict(store.items()) == pairs
 
 
+def test_a_store_that_waits_for_its_device_holds_up_no_other():
+    medium = FaultDevice(device())
+    waits, goes_on = threading.Event(), threading.Event()
+    with on_device(medium) as store, on_device(device()) as other:
+        medium.add("sync", before=lambda: (waits.set(), goes_on.wait(WAIT_S)))
+        writer = in_thread(lambda: store.set(b"k", b"v", durable=True))
+        assert waits.wait(WAIT_S)
+
+        def use() -> None:
+            for number in range(300):
+                other.set(key(number), b"v" * 100, durable=number % 50 == 0)
+            with other.transaction() as transaction:
+                transaction[b"n"] = b"%d" % len(other)
+            other.checkpoint()
+            assert other.verify().ok
+
+        user = in_thread(use)
+        user.join(WAIT_S)
+        done, still = not user.is_alive(), writer.is_alive()
+        goes_on.set()
+        writer.join()
+        assert done
+        assert still
+        assert store[b"k"] == b"v"
+        assert other[b"n"] == b"300"
+
+
 @pytest.mark.parametrize("times", [1, 8])
 def test_a_large_batch_whose_pages_others_change_is_made_in_the_end(times):
     """While it loads one page, another that it had dealt with is changed: it begins anew."""

@@ -56,6 +56,7 @@ def backup(
     with made_whole(path, "data") as part, make(part, **options) as copy:
         for name, tree in trees.items():
             done = _copy(tree, copy, name, done, total, progress)
+        copy._pages.skip_ids(snapshot._store._pages.id_marker)
         copy.checkpoint()
     if progress is not None:
         progress(total, total)

@@ -194,11 +194,6 @@ cdef class SalvagePages(TreePages):
         """No pid at or above was ever in use."""
         return self.pages.pid_next
 
-    @property
-    def id_marker(self):
-        """Ids below may have been given out."""
-        return self.pages.id_marker
-
     def roots(self):
         """(name, pid of its root page, entries that it says it has or None) of each tree."""
         cdef uint32_t root

@@ -417,6 +417,11 @@ cdef class TreePages(Pages):
         self.raise_result(result, 0)
         return identity
 
+    @property
+    def id_marker(self):
+        """Ids below may have been given out."""
+        return self.pages.id_marker
+
     def skip_ids(self, uint64_t below):
         """Of a copy, before it gives out any: ids below were given out by the original. In effect
         with the next checkpoint."""
