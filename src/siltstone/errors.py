@@ -92,10 +92,14 @@ class QueryCancelled(CallerError, RuntimeError):
 
 
 class EventsLost(CallerError, RuntimeError):
-    """A watch was read too slowly: `count` events are missing here. Iterating again goes on."""
+    """A watch was read too slowly, or its tree cleared or dropped: `count` events are missing here.
+    Iterating again goes on."""
 
     def __init__(self, count: int) -> None:
-        super().__init__(f"{count} events were dropped: the watch was read too slowly")
+        super().__init__(
+            f"{count} events are missing: the watch was read too slowly, or its tree was cleared "
+            "or dropped; read again what it is about"
+        )
         self.count = count
 
 

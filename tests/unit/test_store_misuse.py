@@ -46,6 +46,25 @@ def test_names_that_trees_cannot_have(store, name):
     assert store.trees() == []
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_tree_that_was_dropped_takes_nothing(store, again):
+    tree = store.tree("t")
+    tree[b"a"] = b"1"
+    store.drop_tree("t")
+    if again:
+        store.tree("t")[b"new"] = b"2"
+    for change in (
+        lambda: tree.update({b"b": b"3"}),
+        lambda: tree.set(b"b", b"3"),
+        lambda: tree.delete_range(),
+        tree.clear,
+    ):
+        with pytest.raises(errors.KeyMissing, match="was dropped"):
+            change()
+    assert store.trees() == (["t"] if again else [])
+    assert not again or dict(store.tree("t")) == {b"new": b"2"}
+
+
 def test_a_tree_says_what_it_is(store):
     assert repr(store.tree("users")) == "<tree 'users' of Store(None)>"
 

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+import siltstone
 from siltstone.errors import EventsLost
 from siltstone.store.watch import Event, Watch, Watchers
 
@@ -139,3 +140,23 @@ def test_closing_twice_and_watching_a_closed_store():
     late.push(Event(b"k", b""))
     assert len(late) == 0
     assert bool(late)
+
+
+def test_a_tree_that_is_emptied_as_a_whole_is_a_gap() -> None:
+    with siltstone.Store(None) as store:
+        store.update((b"%d" % number, b"v") for number in range(5))
+        tree = store.tree("t")
+        own, other = store.watch(b"1"), tree.watch()
+        store.clear()
+        store[b"1"] = b"again"
+        with pytest.raises(EventsLost) as caught:
+            next(own)
+        assert caught.value.count == 5
+        assert next(own) == (b"1", b"again")
+        tree.clear()  # of nothing
+        tree[b"k"] = b"v"
+        store.drop_tree("t")
+        assert next(other) == (b"k", b"v")
+        with pytest.raises(EventsLost):
+            next(other)
+        assert (own.poll(), other.poll()) == (None, None)

@@ -20,7 +20,8 @@ cdef class Changes:
     cdef int _large(self, plan_t *plan, list keep) except -1
     cdef int _carry_out(self, plan_t *plan, Reads reads) except -1
     cdef int _release(self, plan_t *plan) except -1
-    cdef list _events(self, const plan_t *plan)
+    cdef dict _tree_names(self)
+    cdef list _events(self, const plan_t *plan, dict names)
 
 cdef class Part:
     cdef readonly Changes changes

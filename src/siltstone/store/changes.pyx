@@ -129,9 +129,12 @@ cdef class Changes:
         cdef uint32_t stale = 0
         cdef int64_t effects
         cdef uint64_t end
+        cdef dict names
         watchers = self.pages.watchers
         memset(&plan, 0, sizeof(plan_t))
         try:
+            # before the commit: soon after it a tree may be dropped
+            names = self._tree_names() if watchers is not None else None
             while True:
                 keep = []
                 try:
@@ -139,7 +142,7 @@ cdef class Changes:
                     plan.whole = stale >= STALE_MAX
                     if self._carry_out(&plan, reads) != PLAN_STALE:
                         if watchers is not None and plan.effects:
-                            watchers.publish(self._events(&plan))
+                            watchers.publish(self._events(&plan, names))
                         effects, end = <int64_t>plan.effects, plan.end
                         break
                     stale += 1
@@ -289,11 +292,8 @@ cdef class Changes:
         plan_free(plan)
         return 0
 
-    cdef list _events(self, const plan_t *plan):
-        """(tree name, key, value | None) of what changed, for who watches."""
-        cdef list events = []
-        cdef uint64_t at
-        cdef bytes key
+    cdef dict _tree_names(self):
+        """Of the trees that are changed, by root id."""
         cdef dict names = {}
         for root in self.parts:
             if root in self.names:
@@ -304,6 +304,13 @@ cdef class Changes:
             name = PyBytes_FromStringAndSize(self.pages.pages.roots[root].name, size)
             pages_unlock(&self.pages.pages)
             names[root] = name.decode()
+        return names
+
+    cdef list _events(self, const plan_t *plan, dict names):
+        """(tree name, key, value | None) of what changed, for who watches."""
+        cdef list events = []
+        cdef uint64_t at
+        cdef bytes key
         for at in range(plan.count):
             if plan.edits[at].effect:
                 root = plan.edits[at].root

@@ -59,8 +59,7 @@ class Tree(compiled.Tree):
     ) -> None:
         """Set every pair, in one batch: all or none. `durable` as of `Store.batch`."""
         with self._store.batch(durable) as batch:
-            part = batch.tree(self.name) if self.name else batch
-            part.update(pairs)
+            batch.part_of(self).update(pairs)
 
     def popitem(self) -> tuple[bytes, bytes]:
         """Delete the last record and return it; KeyMissing when there is none."""

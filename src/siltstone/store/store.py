@@ -144,7 +144,10 @@ class Store(Tree):
         dropped: `clear()` empties it."""
         self._check_writable()
         check_name(name)
-        return self._pages.tree_drop(name)
+        there = self._pages.tree_drop(name)
+        if there:
+            self._watchers.lose(name, 1)
+        return there
 
     # Many changes ---------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from siltstone.errors import Closed, Conflict, InvalidValue, KeyMissing
 from siltstone.store.changes import Changes, Part
 from siltstone.store.face import check_name
-from siltstone.store.tree import View, key_of, limit_of
+from siltstone.store.tree import Tree, View, key_of, limit_of
 from siltstone.store.trees import Reads, Snapshot
 
 if TYPE_CHECKING:
@@ -102,6 +102,13 @@ class Batch(_Commit, _Writes):
             part = _Writes()
             part._bind(self._changes, self._root_of(name))
             self._parts[name] = part
+        return part
+
+    def part_of(self, tree: Tree) -> _Writes:
+        """The part for this tree, and no later one of its name; KeyMissing: it was dropped."""
+        part = _Writes()
+        part._bind(self._changes, tree.root)
+        len(tree)  # its root was still its own when the part was bound to it
         return part
 
     def _root_of(self, name: str) -> int:

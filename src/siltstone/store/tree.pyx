@@ -465,13 +465,18 @@ cdef class Tree(Reader):
         for key in self.keys(start, stop, prefix=prefix, include_start=include_start,
                              include_stop=include_stop):
             changes.delete(self.root, key)
+        self.enter()            # the changes are of this tree, and not of one in its place
+        pages_unlock(&self.pages.pages)
         return changes.commit(durable)
 
     def clear(self, *, durable=None):
-        """Delete everything, at once; how many entries there were."""
+        """Delete everything, at once; how many entries there were. Watches say EventsLost."""
         self.enter()
         pages_unlock(&self.pages.pages)
-        return self.pages.tree_clear(self.root, self.bound, durable=durable)
+        count = self.pages.tree_clear(self.root, self.bound, durable=durable)
+        if self.pages.watchers is not None:
+            self.pages.watchers.lose(self.name, count)
+        return count
 
     # The one place that changes a key
 

@@ -2,7 +2,8 @@
 
 A watch has a bounded queue. Writers never wait for it: when it is full, what comes is dropped and
 counted, and the reader is told so by `errors.EventsLost`, once, at the place of the gap; iterating
-again goes on behind it. Iterators end when the watch or the store is closed and the queue is empty.
+again goes on behind it. A tree that is cleared or dropped as a whole is such a gap, too. Iterators
+end when the watch or the store is closed and the queue is empty.
 Events are published by committing threads while they hold `Watchers`' lock, so that the order of
 events is the order of commits; readers may be any threads and event loops.
 """
@@ -51,15 +52,25 @@ class Watch:
         with self._condition:
             if self.closed:
                 return
-            last = self._queue[-1] if self._queue else None
             if len(self._queue) < self.limit:
                 self._queue.append(event)
             else:
-                if not isinstance(last, _Gap):
-                    last = _Gap()
-                    self._queue.append(last)
-                last.count += 1
+                self._last_gap().count += 1
             self._wake()
+
+    def lose(self, count: int) -> None:
+        """A gap of so many events, that nobody tells one by one."""
+        with self._condition:
+            if not self.closed:
+                self._last_gap().count += count
+                self._wake()
+
+    def _last_gap(self) -> _Gap:
+        last = self._queue[-1] if self._queue else None
+        if not isinstance(last, _Gap):
+            last = _Gap()
+            self._queue.append(last)
+        return last
 
     def _wake(self) -> None:
         self._condition.notify()
@@ -183,13 +194,24 @@ class Watchers:
 
     def publish(self, changes: Iterable[tuple[str, bytes, bytes | None]]) -> None:
         """Tell of (tree, key, value) that were just committed; the lock is held."""
-        watches = [watch for ref in self._watches if (watch := ref()) is not None]
-        if len(watches) < len(self._watches):
-            self._forget()
+        watches = self._alive()
         for tree, key, value in changes:
             for watch in watches:
                 if watch.tree == tree and key.startswith(watch.prefix):
                     watch.push(Event(key, value))
+
+    def lose(self, tree: str, count: int) -> None:
+        """A tree was emptied as a whole: its watches have a gap where so many events would be."""
+        with self._lock:
+            for watch in self._alive():
+                if watch.tree == tree and count:
+                    watch.lose(count)
+
+    def _alive(self) -> list[Watch]:
+        watches = [watch for ref in self._watches if (watch := ref()) is not None]
+        if len(watches) < len(self._watches):
+            self._forget()
+        return watches
 
     def close(self) -> None:
         """The store is closed: iterators end."""
