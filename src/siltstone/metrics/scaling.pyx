@@ -75,6 +75,13 @@ cdef extern from *:
 
     static SILT_VECTOR void silt_down(const int64_t *whole, uint32_t n, double ten, double *v) {
         silt_word_t magic = {SILT_MAGIC}, sum;
+        if (ten == 1) {     /* no division: 323 instead of 284 M/s with pcodec */
+            for (uint32_t i = 0; i < n; i++) {
+                sum.bits = (int64_t)((uint64_t)whole[i] + (uint64_t)magic.bits);
+                v[i] = sum.number - SILT_MAGIC;
+            }
+            return;
+        }
         for (uint32_t i = 0; i < n; i++) {
             sum.bits = (int64_t)((uint64_t)whole[i] + (uint64_t)magic.bits);
             v[i] = (sum.number - SILT_MAGIC) / ten;
