@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,14 @@ def write_request(samples: Sequence[tuple[Series, list[tuple[int, float]]]]) -> 
         piece = body[begin : begin + (1 << 16)]
         out += bytes([61 << 2]) + struct.pack("<H", len(piece) - 1) + piece
     return out
+
+
+def wait_until(what: Callable[[], bool], text: str) -> None:
+    """Nothing tells when a peer has done its work: asked until it has."""
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
 
 
 class Prometheus:
@@ -102,7 +110,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(
-    folder: Path, *, config: str = "global: {scrape_interval: 1h}\n"
+    folder: Path, *, config: str = "global: {scrape_interval: 1h}\n", flags: Sequence[str] = ()
 ) -> Iterator[Prometheus]:
     """Runs one on a free port with its data in `folder`; skips where there is no package."""
     program = shutil.which("prometheus")
@@ -125,6 +133,7 @@ def prometheus(
                 f"--web.listen-address=127.0.0.1:{port}",
                 "--web.enable-remote-write-receiver",
                 "--storage.tsdb.retention.time=100y",
+                *flags,
             ],
             stdout=log,
             stderr=log,

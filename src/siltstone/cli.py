@@ -158,7 +158,7 @@ def serve(
     settings = _load(file, flags)
     from siltstone.daemon import run_server
 
-    return run_server(settings, verbose)
+    return run_server(settings, verbose, lambda: _load(file, flags))
 
 
 @app.command("memcached", context_settings={"ignore_unknown_options": True})

@@ -6,9 +6,11 @@ when the server has stopped. What the server does with connections is serve/serv
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import pwd
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,24 +33,30 @@ log = logging.getLogger("siltstone")
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
-def run_server(sections: Mapping[str, Any], verbose: int) -> int:
-    """`siltstone serve`: until SIGTERM, SIGINT or SIGUSR1. `sections`: settings by section."""
+def run_server(sections: Mapping[str, Any], verbose: int, load: Callable[[], Any]) -> int:
+    """`siltstone serve`: until SIGTERM, SIGINT or SIGUSR1. `sections`: settings by section, which
+    `load` reads again at SIGHUP."""
     settings: Settings = sections["memcached"]
     _log_to_stderr(max(verbose, settings.verbosity) + 1)
-    with open_cache(sections["cache"]) as cache, _monitored(cache, sections) as ready:
+    with open_cache(sections["cache"]) as cache, _monitored(cache, sections, load) as ready:
         server.run(cache, settings, ready=ready)
     return 0
 
 
 @contextmanager
 def _monitored(
-    cache: siltstone.Cache, sections: Mapping[str, Any]
+    cache: siltstone.Cache, sections: Mapping[str, Any], load: Callable[[], Any]
 ) -> Iterator[Callable[[server.Server], None]]:
     """What opens the time series and the HTTP port once the memcached port is there."""
-    opened = []
+    opened: list[Any] = []
+
+    def hang_up() -> None:
+        for monitoring in opened:
+            monitoring.reloader.request()
 
     def ready(_: server.Server) -> None:
-        monitoring = _open_monitoring(cache, sections)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
+        monitoring = _open_monitoring(cache, sections, load)
         if monitoring is not None:
             opened.append(monitoring)
 
@@ -59,7 +67,9 @@ def _monitored(
             monitoring.close()
 
 
-def _open_monitoring(cache: siltstone.Cache, sections: Mapping[str, Any]) -> Any:
+def _open_monitoring(
+    cache: siltstone.Cache, sections: Mapping[str, Any], load: Callable[[], Any]
+) -> Any:
     http: HttpSettings = sections["http"]
     if http.address is None and not inputs(sections):
         return None
@@ -71,7 +81,7 @@ def _open_monitoring(cache: siltstone.Cache, sections: Mapping[str, Any]) -> Any
             raise ConfigError(f"{text}, or --http off") from None
         log.warning("%s; going on without", text)
         return None
-    return open_monitoring(cache, sections, sections["cache"].path)
+    return open_monitoring(cache, sections, sections["cache"].path, load=load)
 
 
 def open_cache(settings: CacheSettings) -> siltstone.Cache:

@@ -7,9 +7,8 @@ import math
 import re
 import shutil
 import subprocess
-import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from fakes import ManualClock
 from metricsrig import opened
-from prometheusrig import prometheus
+from prometheusrig import prometheus, wait_until
 from starlette.testclient import TestClient
 
 from siltstone.clock import SYSTEM_CLOCK
@@ -102,14 +101,6 @@ def serving(data: Path, **flags: Any) -> Iterator[Monitoring]:
         yield monitoring
     finally:
         monitoring.close()
-
-
-def wait_until(what: Callable[[], bool], text: str) -> None:
-    """Nothing tells when a peer has done its work: asked until it has."""
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline, text
-        time.sleep(0.05)
 
 
 @needs_prometheus

@@ -19,6 +19,7 @@ from typing import Any
 import cramjam
 import pytest
 from httprig import Asked, Reply, peer
+from prometheusrig import wait_until
 from reference.protobuf import series
 
 import siltstone
@@ -297,3 +298,33 @@ def test_promtool_asks(server: Server) -> None:
         found = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=30)
         assert found.returncode == 0, found.stderr
         assert expected in found.stdout
+
+
+def test_it_reads_its_settings_again_at_sighup(tmp_path: Path) -> None:
+    job = "[[scrape]]\njob_name = '{}'\ntargets = ['127.0.0.1:1']\n"
+    server = Server(tmp_path / "data", job.format("a"))
+    file = tmp_path / "siltstone.toml"
+
+    def jobs() -> list[str]:
+        found = json.loads(server.ask("GET", "/api/v1/targets")[1])["data"]["activeTargets"]
+        return [one["scrapePool"] for one in found]
+
+    def succeeded(value: int) -> bool:
+        line = f"siltstone_config_last_reload_successful {value}"
+        return line in server.ask("GET", "/metrics")[1].decode().splitlines()
+
+    try:
+        assert jobs() == ["a"]
+        assert succeeded(1)
+        file.write_text("[[[")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: succeeded(0), "it was not refused")
+        assert jobs() == ["a"]
+        file.write_text(job.format("b"))
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: succeeded(1), "it was not read")
+        assert jobs() == ["b"]
+    finally:
+        assert server.end() == 0
+        assert server.process.stderr is not None
+        server.process.stderr.close()

@@ -32,6 +32,11 @@ SERIES = [
 ]
 
 
+class Reloads:
+    succeeded = True
+    succeeded_ms = T0_MS
+
+
 @pytest.fixture
 def metrics() -> Iterator[siltstone.Metrics]:
     with opened(MemoryDevice(48, 1 << 16, engine="metrics")) as one:
@@ -42,7 +47,7 @@ def metrics() -> Iterator[siltstone.Metrics]:
 def client(metrics: siltstone.Metrics) -> Iterator[TestClient]:
     clock = ManualClock(T0_MS)
     api = PrometheusApi(metrics, clock, version="0")
-    status = Status(metrics, Path("/data/metrics"), clock, HttpSettings())
+    status = Status(metrics, Path("/data/metrics"), clock, HttpSettings(), Reloads())
     clock.advance(1.5)
     routes = [*api.routes(), *status.routes(), *influx_answers.routes()]
     with TestClient(application(routes)) as one:
@@ -137,7 +142,7 @@ def test_how_it_runs(client: TestClient) -> None:
 def test_retention_is_told(seconds: float | None, text: str, flag: str) -> None:
     device = MemoryDevice(48, 1 << 16, engine="metrics")
     with opened(device, retention_time=seconds, retention_size="3136KiB") as metrics:
-        status = Status(metrics, None, ManualClock(T0_MS), HttpSettings(admin=True))
+        status = Status(metrics, None, ManualClock(T0_MS), HttpSettings(admin=True), Reloads())
         with TestClient(application(status.routes())) as client:
             runtime = data_of(client, "/api/v1/status/runtimeinfo")
             flags = data_of(client, "/api/v1/status/flags")

@@ -40,6 +40,9 @@ class HttpSettings(SettingsBase):
     admin: bool = setting(
         False, SWITCH, "take orders to delete series and to write snapshots, from everybody"
     )
+    lifecycle: bool = setting(
+        False, SWITCH, "read the settings again at POST /-/reload, from everybody"
+    )
     record: bool = setting(True, SWITCH, "record siltstone's own statistics every second")
     record_machine: bool = setting(
         False, SWITCH, "record this machine's processors, memory, disks and network every second"

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
+
+A = TypeVar("A")
 
 log = logging.getLogger("siltstone.serve")
 
@@ -41,6 +44,15 @@ class LoopThread:
         if self._failed is not None:
             self._thread.join()
             raise self._failed
+
+    def begin(self, work: Coroutine[Any, Any, A]) -> Future[A]:
+        """Have the loop do it, between `start` and `stop`; its errors are the future's."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def call(self, work: Coroutine[Any, Any, A]) -> A:
+        """The same, and wait for what it gives; in any other thread."""
+        return self.begin(work).result()
 
     def stop(self) -> None:
         """Returns when all have stopped."""

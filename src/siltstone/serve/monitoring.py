@@ -37,6 +37,7 @@ from siltstone.serve.metadata import Metadata, MetadataKeeper
 from siltstone.serve.observe import Observer, Recorder
 from siltstone.serve.outbox import left_behind
 from siltstone.serve.prometheus import PrometheusApi
+from siltstone.serve.reloading import Load, Reloader
 from siltstone.serve.scraping import Scraper
 from siltstone.serve.sections import inputs
 from siltstone.serve.sink import Sink
@@ -62,6 +63,7 @@ class Monitoring:
         sections: Mapping[str, Any],
         data: Path | None,
         clock: Clock = SYSTEM_CLOCK,
+        load: Load | None = None,
     ) -> None:
         settings: HttpSettings = sections["http"]
         self.metrics = metrics
@@ -88,6 +90,9 @@ class Monitoring:
             MetadataKeeper(metadata), *self.forwarders, self.scraper, statsd, *self.ports,
         ]  # fmt: skip
         self.loop = LoopThread(services)
+        self.reloader = Reloader(
+            load, sections, self.scraper, self.loop, clock, enabled=settings.lifecycle
+        )
         self.api = PrometheusApi(
             metrics,
             clock,
@@ -98,7 +103,7 @@ class Monitoring:
         )
         self.writer = Writer(self.sink, clock, body_bytes_max=settings.body_size_max)
         self.admin = Admin(metrics, directory, clock, enabled=settings.admin)
-        self.status = Status(metrics, directory, clock, settings)
+        self.status = Status(metrics, directory, clock, settings, self.reloader)
         self.observer = Observer(
             clock, cache=cache, metrics=metrics, api=self.api, writer=self.writer, more=self._more
         )
@@ -118,6 +123,7 @@ class Monitoring:
             *self.status.routes(),
             *Federation(self.metrics, self.api.clock).routes(),
             *self.scraper.routes(),
+            *self.reloader.routes(),
             *self.writer.routes(),
             *influx_answers.routes(),
             *self.admin.routes(),
@@ -139,6 +145,7 @@ class Monitoring:
 
     def _more(self) -> Iterator[Sample]:
         yield from self.scraper.samples()
+        yield from self.reloader.samples()
         for port in self.ports:
             yield from port.samples()
         for forwarder in self.forwarders:
@@ -174,14 +181,15 @@ def open_monitoring(
     sections: Mapping[str, Any],
     data: Path | None,
     clock: Clock = SYSTEM_CLOCK,
+    load: Load | None = None,
 ) -> Monitoring | None:
     """Running, or None where nothing is wanted of it, or nobody chose the HTTP port, another
-    process has it, and there is nothing else."""
+    process has it, and there is nothing else. `load`: see `Reloader`."""
     if sections["http"].address is None and not inputs(sections):
         return None
     metrics = _open_metrics(sections["metrics"], data, clock)
     try:
-        monitoring = Monitoring(metrics, cache, sections, data, clock)
+        monitoring = Monitoring(metrics, cache, sections, data, clock, load)
         if monitoring.http is None and not inputs(sections):
             metrics.close()
             return None

@@ -1,15 +1,16 @@
 """[[scrape]]: what is asked for its metrics, how often, and what it may answer.
 
 Names and meaning are those of `scrape_configs` in Prometheus' configuration; `targets` and `labels`
-are those of its `static_configs`. Before a target is asked, relabel_configs may change where and
-what it is: the labels __address__, __scheme__, __metrics_path__ and __param_NAME say that; those
-that begin with __ are nobody's afterwards.
+are short for the one group of `static_configs` that most jobs have. Before a
+target is asked, relabel_configs may change where and what it is: the labels __address__,
+__scheme__, __metrics_path__ and __param_NAME say that; those that begin with __ are nobody's
+afterwards.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
@@ -27,6 +28,7 @@ from siltstone.config import (
     setting,
 )
 from siltstone.errors import ConfigError
+from siltstone.serve.discovery import DISCOVERIES, GROUPS, FileDiscovery, Group
 from siltstone.serve.peers import LABELS, PARAMETERS, PeerSettings
 from siltstone.serve.relabelling import RULES, Rule, relabelled
 from siltstone.serve.settings import split_address
@@ -58,6 +60,9 @@ def _check_target(target: Any) -> None:
         raise ConfigError(f"{target!r} is no target: write host:port")
 
 
+NONE: Final[Mapping[str, str]] = {}
+
+
 class Place(NamedTuple):
     """Where a target is, and what its samples get."""
 
@@ -77,6 +82,12 @@ class ScrapeSettings(PeerSettings):
 
     job_name: str = setting("", TEXT, "the label `job` of all it finds")
     targets: tuple[str, ...] = setting((), TARGETS, "host:port of each, the label `instance`")
+    static_configs: tuple[Group, ...] = setting(
+        (), GROUPS, "more targets, in groups with labels of their own"
+    )
+    file_sd_configs: tuple[FileDiscovery, ...] = setting(
+        (), DISCOVERIES, "files with more groups, JSON or YAML, read again when they change"
+    )
     scrape_interval: float = setting(15, DURATION, "how often", low=0.1, high=86400)
     scrape_timeout: float = setting(
         None, DURATION, "what an answer may take; 10s, or the interval", low=0.05
@@ -103,7 +114,7 @@ class ScrapeSettings(PeerSettings):
     def derive(self) -> None:
         if not self.job_name:
             self.refuse("job_name", "each job needs a name of its own")
-        if not self.targets:
+        if not (self.targets or self.static_configs or self.file_sd_configs):
             self.refuse("targets", 'nothing to scrape: targets = ["localhost:9100"]')
         if not self.metrics_path.startswith("/"):
             self.refuse("metrics_path", f"{self.metrics_path!r} does not begin with a slash")
@@ -115,17 +126,28 @@ class ScrapeSettings(PeerSettings):
                 f"longer than scrape_interval: use {format_duration(self.scrape_interval)} or less",
             )
         assert math.isfinite(self.scrape_timeout)
-        for target in self.targets:
-            self.place_of(target)
+        for group in self.groups:
+            for target in group.targets:
+                try:
+                    _check_target(target)
+                except ConfigError as error:
+                    self.refuse("static_configs", str(error))
+                self.place_of(target, group.labels)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Those that the settings name."""
+        return (Group(self.targets), *self.static_configs)
 
     def address_of(self, target: str) -> str:
         """host:port, as the label `instance` has it."""
         return address_text(target, self.scheme)
 
-    def discovered(self, target: str) -> dict[str, str]:
-        """The labels of a target before its rules, as Prometheus names them."""
+    def discovered(self, target: str, group: Mapping[str, str] = NONE) -> dict[str, str]:
+        """The labels of a target before its rules, as Prometheus names them; `group`: those of
+        its group."""
         parameters = {f"__param_{name}": texts[0] for name, texts in self.params.items() if texts}
-        return {
+        given = {
             "__address__": self.address_of(target),
             "__metrics_path__": self.metrics_path,
             "__scheme__": self.scheme,
@@ -134,16 +156,20 @@ class ScrapeSettings(PeerSettings):
             "job": self.job_name,
             **parameters,
             **self.labels,
+            **group,
         }
+        return {name: text for name, text in given.items() if text}
 
-    def place_of(self, target: str) -> Place | None:
-        """Where it is asked; None: the rules drop it."""
-        given = self.discovered(target)
+    def place_of(self, target: str, group: Mapping[str, str] = NONE) -> Place | None:
+        """Where it is asked; None: the rules drop it. ConfigError: it becomes nothing that can
+        be asked."""
+        given = self.discovered(target, group)
         labels = relabelled(given, self.relabel_configs)
         if labels is None:
             return None
+        usual = self.discovered(target)
         for name in ("__scrape_interval__", "__scrape_timeout__"):
-            if labels.pop(name, "") != given[name]:
+            if labels.pop(name, "") != usual[name]:
                 self.refuse("relabel_configs", f"{name} is the job's: make a job of its own")
         scheme = labels.pop("__scheme__", "http")
         path = labels.pop("__metrics_path__", "/metrics")

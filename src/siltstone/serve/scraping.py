@@ -2,7 +2,8 @@
 
 A `Service` of a `LoopThread`: one task a target, so that a slow one delays no other. The points
 are spread by a hash of job and target and stay the same over restarts, so that samples are evenly
-spaced. What an answer means is `target.py`'s.
+spaced. Jobs may change (`reload`), and the files that name targets (`look`), while it runs. What an
+answer means is `target.py`'s.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from siltstone.clock import Clock
-from siltstone.errors import SiltstoneError
+from siltstone.errors import ConfigError, SiltstoneError
+from siltstone.serve.discovery import LOOK_SECONDS, TargetFiles
 from siltstone.serve.exposition import Sample
 from siltstone.serve.parameters import first, parameters, time_text
 from siltstone.serve.peers import client, what_happened
@@ -39,44 +41,138 @@ LATE_MS_MAX: Final = 2
 NEVER: Final = "0001-01-01T00:00:00Z"
 
 
+Key = tuple[Any, ...]  # job, URL and labels: a target with the same is the same
+
+
 class Scraper:
     """All jobs. `targets` are there from the beginning, asked from `start` to `stop`."""
 
     def __init__(self, jobs: Sequence[ScrapeSettings], sink: Sink, clock: Clock) -> None:
         self.clock = clock
-        self.jobs = jobs
-        self.targets: list[Target] = []
+        self.sink = sink
+        self.jobs: Sequence[ScrapeSettings] = ()
         self.dropped: list[dict[str, str]] = []  # by rules: what they were discovered as
-        for job in jobs:
-            seen = set()  # rules may make one of two
-            for address in job.targets:
-                place = job.place_of(address)
-                if place is None:
-                    self.dropped.append(job.discovered(address))
-                elif (key := (place.url, *sorted(place.labels.items()))) not in seen:
-                    seen.add(key)
-                    self.targets.append(Target(job, address, sink))
         self.scrapes = self.failures = 0
+        self._files: dict[str, TargetFiles] = {}  # by job
+        self._targets: dict[Key, Target] = {}
         self._clients: dict[str, httpx2.AsyncClient] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._asking: dict[Key, _Asking] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
+        self._take(jobs, _files_of(jobs, {}))
+
+    @property
+    def targets(self) -> list[Target]:
+        return list(self._targets.values())
 
     async def start(self) -> None:
         for job in self.jobs:
             self._clients[job.job_name] = client(job, job.scrape_timeout)
-        self._tasks = [asyncio.create_task(self._keep_asking(target)) for target in self.targets]
-        if self.targets:
-            log.info("scraping %d targets", len(self.targets))
+        self._ask_all()
+        self._looking = asyncio.create_task(self._keep_looking())
+        if self._targets:
+            log.info("scraping %d targets", len(self._targets))
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        assert self._looking is not None
+        tasks = [self._looking, *(one.task for one in self._asking.values())]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for one in self._clients.values():
             await one.aclose()
 
+    # Other targets --------------------------------------------------------------------------
+
+    async def reload(self, jobs: Sequence[ScrapeSettings]) -> None:
+        """From now on these jobs. Targets that stay as they are notice nothing. ConfigError:
+        nothing has changed."""
+        async with self._changing:
+            known = {job.job_name: job for job in self.jobs}
+            changed = [job for job in jobs if known.get(job.job_name) != job]
+            fresh = {job.job_name: client(job, job.scrape_timeout) for job in changed}
+            files = await asyncio.to_thread(_files_of, jobs, self._files)
+            gone = known.keys() - {job.job_name for job in jobs}
+            await self._change(jobs, files, fresh, gone)
+
+    async def look(self) -> None:
+        """See whether files name other targets now."""
+        async with self._changing:
+            if await asyncio.to_thread(self._look):
+                await self._change(self.jobs, self._files, {}, ())
+
+    def _look(self) -> bool:
+        changed = [one.look() for one in self._files.values()]
+        return any(changed)
+
+    async def _keep_looking(self) -> None:
+        while True:
+            seconds = [one.look_seconds for one in self._files.values()]
+            await asyncio.sleep(min(seconds, default=LOOK_SECONDS))
+            try:
+                await self.look()
+            except Exception:
+                log.exception("looking for targets")
+
+    async def _change(
+        self, jobs: Sequence[ScrapeSettings], files: Mapping[str, TargetFiles],
+        fresh: Mapping[str, httpx2.AsyncClient], gone: Iterable[str],
+    ) -> None:  # fmt: skip
+        """`fresh`: clients of jobs with other settings than before; `gone`: jobs that are."""
+        before = dict(self._targets)
+        await asyncio.to_thread(self._take, jobs, files)
+        ended = [key for key, one in before.items() if self._targets.get(key) is not one]
+        await asyncio.gather(*(self._asking.pop(key).end() for key in ended if key in self._asking))
+        now_ms = self.clock.now_ms()
+        for key in ended:
+            heir = self._targets.get(key)
+            if heir is not None:
+                heir.succeed(before[key])
+                continue
+            try:
+                await asyncio.to_thread(before[key].end, now_ms)
+            except SiltstoneError as error:
+                log.warning("the series of %s do not end: %s", before[key].url, error)
+        old = [self._clients.pop(name) for name in (*fresh, *gone) if name in self._clients]
+        self._clients.update(fresh)
+        self._ask_all()
+        for one in old:
+            await one.aclose()
+        log.info("scraping %d targets", len(self._targets))
+
+    def _take(self, jobs: Sequence[ScrapeSettings], files: Mapping[str, TargetFiles]) -> None:
+        """Make `targets` those of these jobs; one that stays as it is is the same object."""
+        targets: dict[Key, Target] = {}
+        dropped = []
+        for job in jobs:
+            for group in (*job.groups, *files[job.job_name].groups):
+                for address in group.targets:
+                    try:
+                        place = job.place_of(address, group.labels)
+                    except ConfigError as error:  # of a file: those of settings are checked
+                        log.warning("not a target of %s: %s", job.job_name, error)
+                        continue
+                    if place is None:
+                        dropped.append(job.discovered(address, group.labels))
+                        continue
+                    key = (job.job_name, place.url, *sorted(place.labels.items()))
+                    known = self._targets.get(key)
+                    if known is not None and known.is_of(job, address, group.labels):
+                        targets.setdefault(key, known)
+                    elif key not in targets:  # rules may make one of two
+                        targets[key] = Target(job, address, self.sink, group.labels)
+        self.jobs, self._files = jobs, dict(files)
+        self._targets, self.dropped = targets, dropped
+
     # Asking -------------------------------------------------------------------------------
 
-    async def _keep_asking(self, target: Target) -> None:
+    def _ask_all(self) -> None:
+        for key, target in self._targets.items():
+            if key not in self._asking:
+                self._asking[key] = _Asking(self, target)
+
+    async def keep_asking(self, target: Target, busy: asyncio.Lock) -> None:
+        """In each interval; `busy` is held meanwhile."""
         interval_ms = round(target.settings.scrape_interval * 1000)
         name = f"{target.settings.job_name} {target.url}"
         offset_ms = zlib.crc32(name.encode()) % interval_ms
@@ -86,13 +182,14 @@ class Scraper:
             due = next_tick(now, interval_ms, offset_ms, last)
             await asyncio.sleep((due - now) / 1000)
             now, last = self.clock.now_ms(), due
-            try:
-                await self.scrape(target, due if 0 <= now - due <= LATE_MS_MAX else now)
-            except SiltstoneError as error:
-                # ours (a full disk), not the target's: the next scrape may succeed
-                log.warning("scraping %s: %s", target.url, error)
-            except Exception:
-                log.exception("scraping %s", target.url)
+            async with busy:
+                try:
+                    await self.scrape(target, due if 0 <= now - due <= LATE_MS_MAX else now)
+                except SiltstoneError as error:
+                    # ours (a full disk), not the target's: the next scrape may succeed
+                    log.warning("scraping %s: %s", target.url, error)
+                except Exception:
+                    log.exception("scraping %s", target.url)
 
     async def scrape(self, target: Target, now_ms: int) -> None:
         """Ask one target once, and store what it says as of `now_ms`."""
@@ -167,13 +264,43 @@ class Scraper:
 
     def samples(self) -> Iterable[Sample]:
         """What the server tells of itself about it."""
-        if not self.targets:
+        if not self.jobs:
             return
         yield Sample("siltstone_scrapes_total", {}, self.scrapes)
         yield Sample("siltstone_scrapes_failed_total", {}, self.failures)
+        failures = sum(one.failures for one in self._files.values())
+        yield Sample("siltstone_target_files_failed_total", {}, failures)
         for health in ("up", "down", "unknown"):
             count = sum(target.health == health for target in self.targets)
             yield Sample("siltstone_scrape_targets", {"health": health}, count)
+
+
+class _Asking:
+    """The task that asks one target."""
+
+    def __init__(self, scraper: Scraper, target: Target) -> None:
+        self._busy = asyncio.Lock()
+        self.task = asyncio.create_task(scraper.keep_asking(target, self._busy))
+
+    async def end(self) -> None:
+        """Returns when nothing of it runs; what it has begun is finished first."""
+        async with self._busy:
+            self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+def _files_of(
+    jobs: Sequence[ScrapeSettings], known: Mapping[str, TargetFiles]
+) -> dict[str, TargetFiles]:
+    """Of each job, looked at. What files said that cannot be read now is still `known`."""
+    found = {}
+    for job in jobs:
+        one = known.get(job.job_name)
+        if one is None or one.configs != job.file_sd_configs:
+            one = TargetFiles(job.file_sd_configs)
+        one.look()
+        found[job.job_name] = one
+    return found
 
 
 def next_tick(now_ms: int, interval_ms: int, offset_ms: int, last_ms: int) -> int:

@@ -45,16 +45,25 @@ class Database(Protocol):
     def stats(self) -> dict[str, Any]: ...
 
 
+class Reloaded(Protocol):
+    """When the settings were last read, and whether that went well: `Reloader`."""
+
+    succeeded: bool
+    succeeded_ms: int
+
+
 class Status:
     """The routes below /api/v1/status that tell of this server. `directory`: None in memory."""
 
     def __init__(
-        self, metrics: Database, directory: Path | None, clock: Clock, http: HttpSettings
-    ) -> None:
+        self, metrics: Database, directory: Path | None, clock: Clock, http: HttpSettings,
+        reloader: Reloaded,
+    ) -> None:  # fmt: skip
         self.metrics = metrics
         self.directory = directory
         self.clock = clock
         self.http = http
+        self.reloader = reloader
         self.started_ms = clock.now_ms()
 
     def routes(self) -> list[Route]:
@@ -98,8 +107,8 @@ class Status:
                 "CWD": os.getcwd(),
                 "hostname": socket.gethostname(),
                 "serverTime": time_text(self.clock.now_ms()),
-                "reloadConfigSuccess": True,
-                "lastConfigTime": started,
+                "reloadConfigSuccess": self.reloader.succeeded,
+                "lastConfigTime": time_text(self.reloader.succeeded_ms),
                 "corruptionCount": stats["corrupt_chunks"] + stats["corrupt_indexes"],
                 "goroutineCount": threading.active_count(),
                 "GOMAXPROCS": len(os.sched_getaffinity(0)),
@@ -128,7 +137,7 @@ class Status:
                 "storage.tsdb.retention.size": format_size(settings.retention_size),
                 "storage.tsdb.retention.time": kept,
                 "web.enable-admin-api": _word(self.http.admin),
-                "web.enable-lifecycle": _word(False),
+                "web.enable-lifecycle": _word(self.http.lifecycle),
                 "web.enable-remote-write-receiver": _word(True),
                 "web.listen-address": self.http.listen or "",
             }

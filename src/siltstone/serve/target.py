@@ -26,7 +26,7 @@ from siltstone.metrics.source import STALE_NAN
 from siltstone.serve.ingest import prometheus_text
 from siltstone.serve.ingest.rows import NAME_LABEL, Labels, Row
 from siltstone.serve.relabelling import relabelled
-from siltstone.serve.scrape_settings import ScrapeSettings, duration_text
+from siltstone.serve.scrape_settings import NONE, ScrapeSettings, duration_text
 from siltstone.serve.sink import Sink
 
 REPORTS: Final = (
@@ -47,12 +47,14 @@ class ScrapeFailed(PeerError, OSError):
 class Target:
     """What is known of one target, which its job's rules do not drop."""
 
-    def __init__(self, settings: ScrapeSettings, address: str, sink: Sink) -> None:
-        place = settings.place_of(address)
+    def __init__(
+        self, settings: ScrapeSettings, address: str, sink: Sink, group: Mapping[str, str] = NONE
+    ) -> None:
+        place = settings.place_of(address, group)
         assert place is not None
         self.settings = settings
         self.sink = sink
-        self.discovered = settings.discovered(address)
+        self.discovered = settings.discovered(address, group)
         self.url, self.labels = place
         self.kept = 0  # samples of the last good answer, after metric_relabel_configs
         self.health = "unknown"
@@ -66,6 +68,7 @@ class Target:
         self._stored: dict[int, dict[str, str] | None] = {}
         self._handles: dict[int, Any] = {}
         self._live: set[int] = set()  # ids of the last answer, those without times of their own
+        self._inherited: Iterable[Any] = ()  # handles of these, where another got it: see succeed
         self._reports = [
             sink.series({NAME_LABEL: name, **own_labels(self.labels)}) for name in REPORTS
         ]
@@ -88,10 +91,26 @@ class Target:
         self.kept = len(rows)
         return len(parsed.rows), added, None
 
+    def is_of(self, settings: ScrapeSettings, address: str, group: Mapping[str, str]) -> bool:
+        """Whether it is what these would make."""
+        return self.settings == settings and self.discovered == settings.discovered(address, group)
+
+    def succeed(self, other: Target) -> None:
+        """Go on where another left off that had the same place under other settings: series that
+        the next answer does not have end then."""
+        self._live, self._inherited = other._live, list(other._handles.values())
+        self.health, self.last_error = other.health, other.last_error
+        self.last_ms, self.last_seconds = other.last_ms, other.last_seconds
+
     def lost(self, now_ms: int) -> None:
         """Nothing came: every series of the last answer ends here."""
         self._end(self._live, now_ms)
-        self._live = set()
+        self._live, self._inherited = set(), ()
+
+    def end(self, now_ms: int) -> None:
+        """It is no target any more: nothing of it goes on."""
+        self.lost(now_ms)
+        self._end([handle.id for handle in self._reports], now_ms)
 
     def report(
         self, now_ms: int, seconds: float, scraped: int, added: int, error: Exception | None
@@ -140,7 +159,7 @@ class Target:
         self._write(ids, times, [row.value for row in rows], metadata)
         added, gone = len(live - self._live), self._live - live
         self._end(gone, now_ms)
-        self._live = live
+        self._live, self._inherited = live, ()
         return added
 
     def _labels(self, row: Row) -> dict[str, str] | None:
