@@ -628,6 +628,14 @@ def test_segments_are_reused_only_after_two_checkpoints():
     assert len(set(slots)) == len(slots)
 
 
+def test_a_checkpoint_opens_no_file(monkeypatch):
+    # each call that lets go of the GIL waits for it again, behind whoever fills the log
+    items = AppendList(memory(), buffer_bytes=BUFFER)
+    items.checkpoint()
+    monkeypatch.setattr("siltstone.log.machine.Path", None)
+    items.checkpoint()
+
+
 def test_pinned_segment_stays():
     items = AppendList(memory(), buffer_bytes=BUFFER)
     position = items.log.append(9, b"pinned")

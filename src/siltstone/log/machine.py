@@ -5,6 +5,7 @@ Asked while something is opened, from any thread; opens only files of /proc.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def free_bytes(directory: StrPath) -> int:
     return status.f_bavail * status.f_frsize
 
 
+@functools.cache  # no process outlives its boot; each checkpoint notes it
 def boot_id() -> bytes:
     """16 bytes that change with every boot of the machine; zeros where it does not say."""
     try:
