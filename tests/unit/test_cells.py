@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import threading
 
 import pytest
 
-from siltstone.store.page_trial import Cell, cells
+from siltstone.log.workers import WorkerPool
+from siltstone.store.page_trial import Cell, cells, prepare_cells
 
 CHUNK_BYTES = 1 << 21
 CELL_MAX = (1 << 14) + 64
@@ -58,6 +60,33 @@ def test_memory_goes_back():
     del held
     assert cells()[1] == used
     assert cells()[0] <= mapped + CHUNK_BYTES
+
+
+def test_memory_is_there_before_it_is_wanted():
+    held = [Cell(5000) for _ in range(1000)]  # several chunks: this is no small store
+    waited = 0
+    with WorkerPool(1) as pool:
+        for _ in range(2000):
+            prepare_cells(pool)
+            done = threading.Event()
+            pool.submit(done.set)
+            done.wait()
+            mapped, used = cells()
+            held.append(Cell(5000))
+            waited += cells()[0] - mapped
+    assert waited == 0
+    assert mapped - used < 3 * CHUNK_BYTES  # and not more than that
+    prepare_cells(pool)  # a closed pool: nothing
+    del held
+    assert cells()[0] <= mapped
+
+
+def test_a_small_store_has_nothing_ahead():
+    with WorkerPool(1) as pool:
+        for _ in range(10):
+            before = cells()
+            prepare_cells(pool)
+    assert cells() == before
 
 
 def test_room_of_one_size_serves_another():

@@ -10,7 +10,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from siltstone.store.cells cimport cell_give, cell_size, cell_take, cells_count
+from siltstone.log.workers cimport WorkerPool
+from siltstone.store.cells cimport cell_give, cell_size, cell_take, cells_ahead, cells_count
 from siltstone.store.image cimport (fragment_add, fragment_apply, fragment_free, fragment_t,
                                     image_decode, image_encode)
 from siltstone.store.page cimport *
@@ -185,6 +186,12 @@ def cells():
     cdef uint64_t mapped, used
     cells_count(&mapped, &used)
     return mapped, used
+
+
+def prepare_cells(WorkerPool pool not None):
+    """What a store that is being filled does now and then."""
+    with nogil:
+        cells_ahead(&pool.pool)
 
 
 cdef class Cell:

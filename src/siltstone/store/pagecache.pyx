@@ -37,6 +37,7 @@ from siltstone.log.workers cimport WorkerPool
 from siltstone.store.check cimport (CHECK_COUNTS, CHECK_LIVE, CHECK_LOST, page_check, table_check)
 from siltstone.store.cleaning cimport (clean_while_due, segment_clean, space_excess, space_t,
                                        space_take, space_victim)
+from siltstone.store.cells cimport cells_ahead
 from siltstone.store.compression cimport compression_ready
 from siltstone.store.pending cimport pending_free
 from siltstone.store.redo cimport redo_record, state_head, state_restore, state_tail
@@ -322,6 +323,7 @@ cdef class Pages:
             self._wait(end)
         if opened != self._segments_seen:
             self._segments_seen = opened
+            cells_ahead(self.pages.pool)
             if self._upkeep is not None:
                 self._press()
         return 0
