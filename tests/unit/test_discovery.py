@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from httprig import Reply, peer
 from prometheusrig import prometheus, wait_until
+from starlette.testclient import TestClient
 
 from siltstone.clock import SYSTEM_CLOCK
 from siltstone.config import load
@@ -20,6 +21,7 @@ from siltstone.metrics.metrics import Metrics
 from siltstone.metrics.source import STALE_NAN_BITS
 from siltstone.serve import discovery
 from siltstone.serve.discovery import FileDiscovery, Group, TargetFiles, groups_of
+from siltstone.serve.http import application
 from siltstone.serve.loop import LoopThread
 from siltstone.serve.scrape_settings import ScrapeSettings
 from siltstone.serve.scraping import Scraper
@@ -251,6 +253,31 @@ def test_jobs_change_while_their_series_go_on(metrics: Metrics, scraping: Any) -
         assert scraper.targets == [kept]
 
 
+def test_what_targets_tell_of_their_metrics(sink: Sink) -> None:
+    job = ScrapeSettings(job_name="j", targets=["a:1", "b:2", "c:3"])
+    scraper = Scraper([job], sink, SYSTEM_CLOCK)
+    for target in scraper.targets[:2]:
+        target.absorb(b"# TYPE x counter\n# HELP x Of all.\nx 1\n# TYPE y gauge\ny 1\n", 1000)
+    of = {"instance": "a:1", "job": "j"}
+    x = {"target": of, "type": "counter", "help": "Of all.", "unit": ""}
+    y = {"target": of, "metric": "y", "type": "gauge", "help": "", "unit": ""}
+    with TestClient(application(scraper.routes())) as client:
+
+        def told(**asked: Any) -> Any:
+            answer = client.get("/api/v1/targets/metadata", params=asked)
+            assert answer.status_code == 200, answer.text
+            return answer.json()["data"]
+
+        assert told(match_target='{instance="a:1"}') == [{**x, "metric": "x"}, y]
+        assert told(metric="x", limit=1) == [x]
+        assert len(told(metric="x")) == 2
+        assert len(told()) == len(told(limit=-1)) == 4
+        assert told(limit=0) == told(metric="z") == told(match_target="x") == []
+        for asked in ({"limit": "x"}, {"match_target": "{"}, {"match_target": "rate(x[5m])"}):
+            answer = client.get("/api/v1/targets/metadata", params=asked)
+            assert (answer.status_code, answer.json()["errorType"]) == (400, "bad_data")
+
+
 # Prometheus ---------------------------------------------------------------------------------
 
 CONFIG = """
@@ -310,3 +337,27 @@ def test_prometheus_finds_the_same_targets(tmp_path: Path, sink: Sink) -> None:
 def _known(discovered: dict[str, str]) -> dict[str, str]:
     """2.42 tells `file`, which the rules made, in the place of `job`."""
     return {name: text for name, text in discovered.items() if name not in ("job", "file")}
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+@pytest.mark.slow
+def test_prometheus_tells_the_same_of_metrics(tmp_path: Path, metrics: Metrics, sink: Sink) -> None:
+    body = b"# TYPE x counter\n# HELP x Of all.\nx 1\n# TYPE y gauge\ny 1\nz 1\n"
+    with peer(lambda _: Reply(200, body, {"Content-Type": "text/plain; version=0.0.4"})) as one:
+        job = ScrapeSettings(job_name="j", targets=[one.address])
+        ours = Scraper([job], sink, SYSTEM_CLOCK)
+        ours.targets[0].absorb(body, 1000)
+        config = (
+            "scrape_configs: [{job_name: j, scrape_interval: 100ms, scrape_timeout: 100ms, "
+            f'static_configs: [{{targets: ["{one.address}"]}}]}}]'
+        )
+        with prometheus(tmp_path, config=config) as theirs:
+
+            def told() -> Any:
+                return json.loads(theirs.get("/api/v1/targets/metadata"))["data"]
+
+            wait_until(lambda: bool(told()), "it never told")
+            found = sorted(told(), key=lambda one: one["metric"])
+            only = json.loads(theirs.get("/api/v1/targets/metadata?metric=x"))["data"]
+    assert ours.targets[0].about_metrics() == found
+    assert ours.targets[0].about_metrics("x") == only

@@ -259,6 +259,15 @@ def test_queries_are_laid_out(client: TestClient, query: str, text: str) -> None
     assert "parse error" in error_of(response, 400, "bad_data")
 
 
+def test_queries_are_told_as_trees(client: TestClient) -> None:
+    number = {"type": "numberLiteral", "val": "1"}
+    for ask in (client.get, client.post):
+        found = ask("/api/v1/parse_query", params={"query": "(1)"})
+        assert found.json() == {"status": "success", "data": {"type": "parenExpr", "expr": number}}
+    response = client.get("/api/v1/parse_query", params={"query": "sum("})
+    assert "parse error" in error_of(response, 400, "bad_data")
+
+
 # Names --------------------------------------------------------------------------------------
 
 

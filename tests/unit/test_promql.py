@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from siltstone.errors import (
 from siltstone.metrics import promql, syntax, windows
 from siltstone.metrics.numbers import number_text, sample_text
 from siltstone.metrics.source import STALE_NAN, Matcher, Series
+from siltstone.metrics.syntax import parse
+from siltstone.metrics.syntax_tree import tree
 
 TEXTS = (
     'up{host="a"} 1 NaN 3 _ 5',
@@ -359,3 +362,55 @@ def test_every_function_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     by_name = page_maker.cases_by_name()
     names = page_maker.ALL_FUNCTIONS | page_maker.AGGREGATIONS | page_maker.OPERATORS
     assert not [name for name in names - page_maker.NATIVE if name not in by_name]
+
+
+# Trees --------------------------------------------------------------------------------------
+
+
+UP = {"type": "vectorSelector", "name": "up", "offset": 0, "timestamp": None, "startOrEnd": None,
+      "matchers": [{"name": "__name__", "type": "=", "value": "up"}]}  # fmt: skip
+TWO = {"type": "numberLiteral", "val": "2"}
+ONE_TO_ONE = {"card": "one-to-one", "labels": [], "on": False, "include": []}
+RATE = {"name": "rate", "argTypes": ["matrix"], "variadic": 0, "returnType": "vector"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("up", UP),
+        ("up offset -5m @ end()", {**UP, "offset": -300_000, "startOrEnd": "end"}),
+        ("up @ 1.5", {**UP, "timestamp": 1500}),
+        ("2", TWO),
+        ("-Inf", {"type": "numberLiteral", "val": "-Inf"}),
+        ("'a'", {"type": "stringLiteral", "val": "a"}),
+        ("(up)", {"type": "parenExpr", "expr": UP}),
+        ("-up", {"type": "unaryExpr", "op": "-", "expr": UP}),
+        ("up[5m:30s] offset 1m", {"type": "subquery", "expr": UP, "range": 300_000, "step": 30_000,
+                                  "offset": 60_000, "timestamp": None, "startOrEnd": None}),
+        ("rate(up[5m])", {"type": "call", "func": RATE, "args": [
+            {**UP, "type": "matrixSelector", "range": 300_000}]}),
+        ("topk by (a) (2, up)", {"type": "aggregation", "op": "topk", "expr": UP, "param": TWO,
+                                 "grouping": ["a"], "without": False}),
+        ("sum without (a) (up)", {"type": "aggregation", "op": "sum", "expr": UP, "param": None,
+                                  "grouping": ["a"], "without": True}),
+        ("sum(up)", {"type": "aggregation", "op": "sum", "expr": UP, "param": None,
+                     "grouping": [], "without": False}),
+        ("up > bool 2", {"type": "binaryExpr", "op": ">", "lhs": UP, "rhs": TWO, "matching": None,
+                         "bool": True}),
+        ("up * up", {"type": "binaryExpr", "op": "*", "lhs": UP, "rhs": UP,
+                     "matching": ONE_TO_ONE, "bool": False}),
+        ("up unless up", {"type": "binaryExpr", "op": "unless", "lhs": UP, "rhs": UP,
+                          "matching": {**ONE_TO_ONE, "card": "many-to-many"}, "bool": False}),
+        ("up / on (a) group_right (b) up", {
+            "type": "binaryExpr", "op": "/", "lhs": UP, "rhs": UP, "bool": False,
+            "matching": {"card": "one-to-many", "labels": ["a"], "on": True, "include": ["b"]}}),
+    ],
+)  # fmt: skip
+def test_trees_are_those_of_prometheus_3(text: str, expected: dict[str, Any]) -> None:
+    assert tree(parse(text)) == expected
+
+
+def test_scalars_are_not_matched() -> None:
+    for text in ("up + time()", "up + (1 + 2)", "-(1) + up", "scalar(up) + up"):
+        assert tree(parse(text))["matching"] is None
+    assert tree(parse("vector(1) + up"))["matching"] == ONE_TO_ONE

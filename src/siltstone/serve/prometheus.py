@@ -20,7 +20,8 @@ from starlette.routing import Route
 from siltstone import errors
 from siltstone.clock import Clock
 from siltstone.metrics.promql import Limits
-from siltstone.metrics.syntax import formatted
+from siltstone.metrics.syntax import formatted, parse
+from siltstone.metrics.syntax_tree import tree
 from siltstone.serve.metadata import Metadata
 from siltstone.serve.parameters import (
     BodyTooLarge,
@@ -174,6 +175,7 @@ class PrometheusApi:
             ("/api/v1/query", self.query, ("GET", "POST")),
             ("/api/v1/query_range", self.query_range, ("GET", "POST")),
             ("/api/v1/format_query", self.format_query, ("GET", "POST")),
+            ("/api/v1/parse_query", self.parse_query, ("GET", "POST")),
             ("/api/v1/labels", self.labels, ("GET", "POST")),
             ("/api/v1/label/{name}/values", self.label_values, ("GET",)),
             ("/api/v1/series", self.series, ("GET", "POST")),
@@ -215,6 +217,9 @@ class PrometheusApi:
 
     async def format_query(self, request: Request) -> Response:
         return success(formatted(first(await parameters(request), "query")))
+
+    async def parse_query(self, request: Request) -> Response:
+        return success(tree(parse(first(await parameters(request), "query"))))
 
     def _check_range(self, start: float, end: float, step: float) -> None:
         if end < start:

@@ -20,7 +20,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from siltstone.clock import Clock
-from siltstone.errors import ConfigError, SiltstoneError
+from siltstone.errors import ConfigError, ProtocolError, SiltstoneError
+from siltstone.metrics.registry import value_test
+from siltstone.metrics.syntax import selector
 from siltstone.serve.discovery import LOOK_SECONDS, TargetFiles
 from siltstone.serve.exposition import Sample
 from siltstone.serve.parameters import first, parameters, time_text
@@ -254,13 +256,36 @@ class Scraper:
     # Telling ------------------------------------------------------------------------------
 
     def routes(self) -> list[Route]:
-        return [Route("/api/v1/targets", answered(self._about), methods=["GET"])]
+        return [
+            Route("/api/v1/targets", answered(self._about), methods=["GET"]),
+            Route("/api/v1/targets/metadata", answered(self._metadata), methods=["GET"]),
+        ]
 
     async def _about(self, request: Request) -> Response:
         state = first(await parameters(request), "state").lower()
         active = [_about(target) for target in self.targets] if state != "dropped" else []
         gone = [{"discoveredLabels": one} for one in self.dropped] if state != "active" else []
         return success({"activeTargets": active, "droppedTargets": gone})
+
+    async def _metadata(self, request: Request) -> Response:
+        """What targets tell of their metrics. `limit` ends it after a target, as in Prometheus."""
+        found = await parameters(request)
+        match, metric = first(found, "match_target"), first(found, "metric")
+        tests = [
+            (one.name, value_test(one.op, one.value))
+            for one in (selector(match, "match_target") if match else ())
+        ]
+        try:
+            limit = int(first(found, "limit") or -1)
+        except ValueError:
+            raise ProtocolError("limit must be a number") from None
+        told: list[dict[str, Any]] = []
+        for target in self.targets:
+            if 0 <= limit <= len(told):
+                break
+            if all(test(target.labels.get(name, "")) for name, test in tests):
+                told += target.about_metrics(metric)
+        return success(told)
 
     def samples(self) -> Iterable[Sample]:
         """What the server tells of itself about it."""

@@ -56,6 +56,7 @@ class Target:
         self.sink = sink
         self.discovered = settings.discovered(address, group)
         self.url, self.labels = place
+        self.metadata: Mapping[str, Mapping[str, str]] = {}  # of the last good answer
         self.kept = 0  # samples of the last good answer, after metric_relabel_configs
         self.health = "unknown"
         self.last_error = ""
@@ -88,7 +89,7 @@ class Target:
             self.lost(now_ms)
             return 0, 0, error if isinstance(error, ScrapeFailed) else ScrapeFailed(str(error))
         self._forget(parsed.rows)
-        self.kept = len(rows)
+        self.kept, self.metadata = len(rows), parsed.metadata
         return len(parsed.rows), added, None
 
     def is_of(self, settings: ScrapeSettings, address: str, group: Mapping[str, str]) -> bool:
@@ -99,6 +100,7 @@ class Target:
         """Go on where another left off that had the same place under other settings: series that
         the next answer does not have end then."""
         self._live, self._inherited = other._live, list(other._handles.values())
+        self.metadata = other.metadata
         self.health, self.last_error = other.health, other.last_error
         self.last_ms, self.last_seconds = other.last_ms, other.last_seconds
 
@@ -142,6 +144,20 @@ class Target:
             "scrapeInterval": duration_text(settings.scrape_interval),
             "scrapeTimeout": duration_text(settings.scrape_timeout),
         }
+
+    def about_metrics(self, metric: str = "") -> list[dict[str, Any]]:
+        """For /api/v1/targets/metadata, of one metric or of all."""
+        names = sorted(self.metadata) if not metric else [metric] * (metric in self.metadata)
+        return [
+            {
+                "target": self.labels,
+                **({} if metric else {"metric": name}),
+                "type": self.metadata[name].get("type", "unknown"),
+                "help": self.metadata[name].get("help", ""),
+                "unit": self.metadata[name].get("unit", ""),
+            }
+            for name in names
+        ]
 
     def _store(
         self, rows: list[Row], metadata: Mapping[str, Mapping[str, str]], now_ms: int
