@@ -21,7 +21,8 @@ import siltstone
 from siltstone import memcached_flags
 from siltstone.config import CacheSettings, names_of
 from siltstone.errors import ConfigError, EnvironmentFailure, SiltstoneError
-from siltstone.memcached_flags import EXIT_FAILURE, EXIT_NO_USER, EXIT_OS, Refused
+from siltstone.memcached_flags import EXIT_FAILURE, EXIT_NO_USER, EXIT_OS, EXIT_USAGE, Refused
+from siltstone.memcached_help import HELP
 from siltstone.serve import server
 from siltstone.serve.http_settings import HttpSettings
 from siltstone.serve.sections import inputs
@@ -144,12 +145,15 @@ def _serve_memcached(cache_settings: CacheSettings, settings: Settings) -> int:
         except EnvironmentFailure as error:
             print(error, file=sys.stderr)
             return EXIT_OS
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return EXIT_USAGE
     return 0
 
 
 def _information(action: str) -> str:
     if action == "help":
-        return f"memcached {PROTOCOL_VERSION}\n{memcached_flags.HELP}"
+        return f"memcached {PROTOCOL_VERSION}\n{HELP}"
     if action == "license":
         return f"siltstone {siltstone.__version__}, MIT licence"
     return f"memcached {PROTOCOL_VERSION}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import getopt
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -64,6 +64,7 @@ class MemcachedOptions:
     shutdown: bool = False
     prefix_delimiter: str | None = None
     udp_port: int = 0
+    tls: bool = False
     growth_factor: float = 1.25
     chunk_size: int = 48
     extended: dict[str, Any] = field(default_factory=dict)
@@ -177,11 +178,7 @@ def _unix_mask(options: MemcachedOptions, text: str) -> None:
 
 
 def _listen(options: MemcachedOptions, text: str) -> None:
-    for address in text.split(","):
-        if address.startswith("notls:"):
-            address = address.removeprefix("notls:")
-        if address:
-            options.listen.append(address)
+    options.listen.extend(address for address in text.split(",") if address)
 
 
 def _verbose(options: MemcachedOptions, text: str) -> None:
@@ -227,7 +224,7 @@ def _extended(options: MemcachedOptions, text: str) -> None:
 _FLAGS: Final[dict[str, tuple[str, bool, Apply]]] = {
     "a": ("unix-mask", True, _unix_mask),
     "A": ("enable-shutdown", False, _put("shutdown", True)),
-    "Z": ("enable-ssl", False, _unsupported("TLS (-Z)")),
+    "Z": ("enable-ssl", False, _put("tls", True)),
     "p": ("port", True, _port),
     "s": ("unix-socket", True, _put_text("unix_socket")),
     "U": ("udp-port", True, _udp_port),
@@ -322,6 +319,30 @@ def _sub_switch(name: str, value: Any = True) -> Suboption:
         options.extended[name] = value
 
     return apply
+
+
+def _sub_text(name: str) -> Suboption:
+    def apply(options: MemcachedOptions, value: str | None) -> None:
+        options.extended[name] = _needs(name, value)
+
+    return apply
+
+
+def _sub_choice(name: str, choices: int) -> Suboption:
+    """A number below `choices`."""
+
+    def apply(options: MemcachedOptions, value: str | None) -> None:
+        number = whole_number(_needs(name, value))
+        if number is None or number >= choices:
+            raise Refused(f"Invalid {name}. Use help to see valid options.")
+        options.extended[name] = number
+
+    return apply
+
+
+def _sub_key_format(options: MemcachedOptions, value: str | None) -> None:
+    if leading_int(_needs("ssl_keyformat", value)) != 1 and value != "PEM":
+        raise Refused("siltstone reads keys in PEM only (ssl_keyformat)")
 
 
 def _sub_path(options: MemcachedOptions, value: str | None) -> None:
@@ -448,6 +469,16 @@ _SUBOPTIONS: Final[dict[str, Suboption]] = {
     "idle_timeout": _sub_loose("idle_timeout", numeric=True),
     "watcher_logbuf_size": _sub_number("watcher_logbuf_size"),
     "worker_logbuf_size": _sub_number("worker_logbuf_size"),
+    "ssl_chain_cert": _sub_text("ssl_chain_cert"),
+    "ssl_key": _sub_text("ssl_key"),
+    "ssl_keyformat": _sub_key_format,
+    "ssl_ca_cert": _sub_text("ssl_ca_cert"),
+    "ssl_ciphers": _sub_text("ssl_ciphers"),
+    "ssl_verify_mode": _sub_choice("ssl_verify_mode", 4),
+    "ssl_min_version": _sub_choice("ssl_min_version", 4),
+    "ssl_wbuf_size": _sub_number("ssl_wbuf_size"),
+    "ssl_session_cache": _sub_switch("ssl_session_cache"),
+    "ssl_kernel_tls": _sub_switch("ssl_kernel_tls"),
     "resp_obj_mem_limit": lambda options, value: None,
     "sock_cookie_id": lambda options, value: None,
 }  # fmt: skip
@@ -581,7 +612,24 @@ def server_settings(options: MemcachedOptions) -> Settings:
         verbosity=options.verbosity,
         threads=options.threads,
         shown=shown_settings(options),
+        **(tls_settings(options.extended) if options.tls else {}),
     )
+
+
+def tls_settings(extended: Mapping[str, Any]) -> dict[str, Any]:
+    """Of -Z. TLS 1.0 and 1.1 are not to be had any more: 1.2 is the least."""
+    if "ssl_chain_cert" not in extended:
+        raise Refused("Error loading the certificate chain: -Z needs -o ssl_chain_cert=FILE",
+                      EXIT_USAGE)  # fmt: skip
+    return {
+        "tls_certificate": Path(extended["ssl_chain_cert"]),
+        "tls_key": Path(extended["ssl_key"]) if "ssl_key" in extended else None,
+        "tls_client_ca": Path(extended["ssl_ca_cert"]) if "ssl_ca_cert" in extended else None,
+        # once, memcached's 3, is a server's require
+        "tls_verify": ("none", "request", "require", "require")[extended.get("ssl_verify_mode", 0)],
+        "tls_ciphers": extended.get("ssl_ciphers", ""),
+        "tls_version_min": "1.3" if extended.get("ssl_min_version") == 3 else "1.2",
+    }
 
 
 def shown_settings(options: MemcachedOptions) -> dict[str, str]:
@@ -617,53 +665,3 @@ def shown_settings(options: MemcachedOptions) -> dict[str, str]:
             "ext_drop_unread": yes(extended.get("ext_drop_unread")),
         }
     return {name: str(value) for name, value in rows.items()}
-
-
-HELP: Final = """\
-siltstone memcached: memcached's flags, protocol and statistics
-
--p, --port=<num>          TCP port, 0 = none, -1 = any free one (default: 11211)
--s, --unix-socket=<file>  listen on a Unix socket instead of TCP
--a, --unix-mask=<mask>    its permissions, octal (default: 700)
--l, --listen=<addr>       addresses to listen on: host, host:port, several with commas or
-                          several -l (default: 127.0.0.1; memcached's is every interface)
--U, --udp-port=<num>      only 0, UDP is not supported
--A, --enable-shutdown     allow the "shutdown" command
--d, --daemon              run in the background
--P, --pidfile=<file>      write the process number to <file>
--u, --user=<user>         become <user> (only as root)
--m, --memory-limit=<num>  megabytes of memory for items (default: 64)
--M, --disable-evictions   answer with an error when memory is full
--c, --conn-limit=<num>    simultaneous connections (default: 1024)
--t, --threads=<num>       accepted; one event loop serves them all (default: 4)
--C, --disable-cas         no CAS numbers
--b, --listen-backlog=<num> connections waiting to be accepted (default: 1024)
--B, --protocol=<name>     auto, ascii or binary (default: auto)
--I, --max-item-size=<num> largest item, k and m are understood (default: 1m, 1k to 1024m)
--F, --disable-flush-all   refuse flush_all
--X, --disable-dumping     refuse stats cachedump and lru_crawler metadump
--W, --disable-watch       refuse watch
--v, -vv, -vvv             say more on stderr
--h, --help -V, --version -i, --license
--D, --delimiter=<char>    ends the prefix of a key in "stats detail", which is on then (default: :)
--f -n -k -L -r -N -R      accepted, without effect
--o, --extended            options with commas between them:
-   - ext_path:            file for values on flash and its size, ext_path=/mnt/d1/flash:1G;
-                          several times for several devices. It starts empty.
-   - ext_page_size:       megabytes that are freed together (default: 64)
-   - ext_wbuf_size:       megabytes written together (default: 4)
-   - ext_threads:         threads for device I/O (default: 1)
-   - ext_item_size:       smaller values go to flash only when memory is short (default: 512)
-   - ext_item_age:        seconds without use until an item goes to flash (default: no limit)
-   - ext_low_ttl:         items with less time left are kept apart (default: 0, off)
-   - ext_drop_unread:     compaction drops what was never read
-   - ext_recache_rate:    one hot hit in N brings the item back to memory (default: 2000)
-   - ext_compact_under:   free pages below which compaction starts (default: a quarter)
-   - ext_drop_under:      free pages below which unread items are dropped (default: a quarter)
-   - ext_max_frag:        live share below which a page is compacted (default: 0.80)
-   - idle_timeout:        seconds until an idle connection is closed (default: 0, never)
-   - no_maxconns_fast:    let connections over the limit wait instead of closing them
-   - ext_io_depth, ext_max_sleep, slab_*, lru_*, hot_*, warm_*, hashpower, hash_algorithm,
-     temporary_ttl, tail_repair_time, track_sizes, read_buf_mem_limit, watcher_logbuf_size,
-     worker_logbuf_size, modern: accepted, without effect
-"""

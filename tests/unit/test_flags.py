@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from siltstone.config import GIB, KIB, MIB
-from siltstone.memcached_flags import HELP, Refused, cache_settings, parse
+from siltstone.memcached_flags import Refused, cache_settings, parse, server_settings
+from siltstone.memcached_help import HELP
 
 FLASH = "ext_path=/tmp/siltstone-no-such-folder/f:64m"
 USAGE_PATH = (
@@ -121,7 +122,10 @@ OURS = [
     ("-U 11311", "does not support UDP", 64),
     ("-U 99999", "ERROR: Invalid port number 99999.", 64),
     ("-S", "does not support SASL", 1),
-    ("-Z", "does not support TLS", 1),
+    ("-o ssl_chain_cert", "Missing ssl_chain_cert argument", 1),
+    ("-o ssl_verify_mode=9", "Invalid ssl_verify_mode. Use help to see valid options.", 1),
+    ("-o ssl_min_version=9", "Invalid ssl_min_version. Use help to see valid options.", 1),
+    ("-Z -o ssl_keyformat=2,ssl_chain_cert=c", "PEM only", 1),
     ("-Y /f", "does not support authentication", 1),
     ("-e /f", "does not support a memory file", 1),
 ]
@@ -188,9 +192,27 @@ def test_information_is_asked_for() -> None:
     assert parse(["--version"]).action == "version"
     for word in ("ext_path", "unix-socket", "ext_item_size"):
         assert word in HELP
-    for word in ("enable-sasl", "enable-ssl", "proxy_config"):  # tools look for these
+    assert "enable-ssl" in HELP
+    for word in ("enable-sasl", "proxy_config"):  # tools look for these
         assert word not in HELP
     assert max(len(line) for line in HELP.splitlines()) <= 100
+
+
+def test_tls() -> None:
+    settings = server_settings(
+        parse("-Z -o ssl_chain_cert=/c,ssl_key=/k,ssl_min_version=3".split())
+    )
+    assert (settings.tls_certificate, settings.tls_key) == (Path("/c"), Path("/k"))
+    assert (settings.tls_version_min, settings.tls_verify) == ("1.3", "none")
+    strict = "-Z -l notls:127.0.0.1:1,::1 -o ssl_chain_cert=/c,ssl_verify_mode=2,ssl_ca_cert=/a"
+    settings = server_settings(parse(strict.split()))
+    assert (settings.tls_verify, settings.tls_client_ca) == ("require", Path("/a"))
+    assert settings.listen == ("notls:127.0.0.1:1", "::1")
+    # without -Z they are taken and mean nothing, as with memcached
+    assert server_settings(parse(["-o", "ssl_chain_cert=/c"])).tls_certificate is None
+    with pytest.raises(Refused, match="Error loading the certificate chain") as caught:
+        server_settings(parse(["-Z"]))
+    assert caught.value.code == 64
 
 
 def test_memory_only() -> None:

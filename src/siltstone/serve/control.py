@@ -96,6 +96,7 @@ class Control:
         self.clock = clock
         self.shutdown = shutdown
         self.connections = connections
+        self.refresh_certificates: Callable[[], None] | None = None  # the server's, with TLS
         self.shared = Shared(settings.buffered_max)
         self.counters = statistics.ServerCounters(started_ms=clock.now_ms())
         self.prefixes: dict[bytes, list[int]] = {}
@@ -113,7 +114,7 @@ class Control:
             b"slabs": self._slabs,
             b"extstore": self._extstore,
             b"watch": self._watch,
-            b"refresh_certs": lambda words, first: b"Error TLS not enabled\r\n",
+            b"refresh_certs": self._refresh_certificates,
         }
 
     def command(self, line: bytes, first: bool) -> Answer:
@@ -303,6 +304,16 @@ class Control:
             self.shutdown(len(words) == 2)
             return CLOSE
         return b"CLIENT_ERROR invalid shutdown mode\r\n" if len(words) == 2 else ERROR
+
+    def _refresh_certificates(self, words: list[bytes], first: bool) -> Answer:
+        if self.refresh_certificates is None:
+            return b"Error TLS not enabled\r\n"
+        try:
+            self.refresh_certificates()
+        except SiltstoneError as error:
+            log.warning("refresh_certs: %s", error)
+            return b"Error %s\r\n" % str(error).encode()
+        return OK
 
     def _watch(self, words: list[bytes], first: bool) -> Answer:
         if not self.settings.allow_watch:

@@ -31,7 +31,8 @@ from siltstone.log.workers import Completions, WorkerPool
 from siltstone.serve.backend import CacheBackend
 from siltstone.serve.control import Control
 from siltstone.serve.memcache import Receiver, Session, completed
-from siltstone.serve.settings import Settings, split_address
+from siltstone.serve.settings import PLAIN, Settings, split_address
+from siltstone.serve.tls import Tls
 
 log = logging.getLogger("siltstone.serve")
 
@@ -114,7 +115,9 @@ class Connection(Receiver, asyncio.Protocol):
     def eof_received(self) -> bool:
         self.ended = True
         session = self.session
-        return session is not None and bool(session.pending or session.paused)
+        if session is None or self.transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS ends for both sides
+        return bool(session.pending or session.paused)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.session is not None:
@@ -135,6 +138,9 @@ class Server:
         self.control.shutdown = self.control.shutdown or self.request_stop
         self.control.connections = self.describe
         self.counters = self.control.counters
+        self.tls = Tls(settings) if settings.tls_certificate is not None else None
+        if self.tls is not None:
+            self.control.refresh_certificates = self.tls.refresh
         self.connections: set[Connection] = set()
         self.addresses: list[str] = []
         self.stopping = False
@@ -155,10 +161,14 @@ class Server:
         self._completions = Completions()
         self.loop.add_reader(self._completions.fileno(), self._completed)
         try:
-            for sock in self._sockets():
+            for sock, plain in self._sockets():
+                options = {} if self.tls is None or plain else self.tls.options
                 self._servers.append(
                     await self.loop.create_server(
-                        lambda: Connection(self), sock=sock, backlog=self.settings.backlog
+                        lambda: Connection(self),
+                        sock=sock,
+                        backlog=self.settings.backlog,
+                        **options,
                     )
                 )
                 self.addresses.append(_shown(sock))
@@ -177,10 +187,12 @@ class Server:
             self._watch_idle()
         log.info("listening on %s", ", ".join(self.addresses))
 
-    def _sockets(self) -> Iterator[socket.socket]:
+    def _sockets(self) -> Iterator[tuple[socket.socket, bool]]:
+        """Each with whether it is never TLS."""
         for address in self.settings.listen:
-            host, port = split_address(address, self.settings.port)
-            yield from _tcp_sockets(host, port)
+            host, port = split_address(address.removeprefix(PLAIN), self.settings.port)
+            for sock in _tcp_sockets(host, port):
+                yield sock, address.startswith(PLAIN)
 
     @property
     def ports(self) -> list[int]:

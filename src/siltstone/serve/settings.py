@@ -29,6 +29,7 @@ from siltstone.errors import ConfigError
 
 PORT: Final = 11211
 PROTOCOLS: Final = ("auto", "ascii", "binary")
+PLAIN: Final = "notls:"  # before an address that is served without TLS
 
 
 def _addresses(value: Any) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ def _addresses(value: Any) -> tuple[str, ...]:
         raise ConfigError(f'{value!r} is no list of addresses: ["127.0.0.1:11211", "[::1]:11211"]')
     found = tuple(str(part) for part in value if part)
     for part in found:
-        split_address(part, PORT)
+        split_address(part.removeprefix(PLAIN), PORT)
     return found
 
 
@@ -72,7 +73,9 @@ class Settings(SettingsBase):
     section = "memcached"
 
     listen: tuple[str, ...] = setting(
-        ("127.0.0.1",), ADDRESSES, "host, host:port, [v6]:port; port 0: a free one; none: no TCP"
+        ("127.0.0.1",),
+        ADDRESSES,
+        "host, host:port, [v6]:port; port 0: a free one; none: no TCP; notls:HOST: never TLS",
     )
     port: int = setting(PORT, COUNT, "of addresses without one", low=-1, high=65535)
     unix_socket: Path | None = setting(None, PATH, "Unix socket to listen on")
@@ -80,6 +83,16 @@ class Settings(SettingsBase):
     protocol: str = setting(
         "auto", TEXT, "auto: a connection's first byte says which", choices=PROTOCOLS
     )
+    tls_certificate: Path | None = setting(
+        None, PATH, "certificate chain (PEM); given: TCP connections are TLS"
+    )
+    tls_key: Path | None = setting(None, PATH, "its key (PEM), where it is not in the same file")
+    tls_client_ca: Path | None = setting(None, PATH, "whose certificates clients may show (PEM)")
+    tls_verify: str = setting(
+        "none", TEXT, "certificates of clients", choices=("none", "request", "require")
+    )
+    tls_ciphers: str = setting("", TEXT, "OpenSSL's list of ciphers; empty: its own")
+    tls_version_min: str = setting("1.2", TEXT, "of TLS", choices=("1.2", "1.3"))
     backlog: int = setting(1024, COUNT, "connections waiting to be accepted", low=1)
     connections_max: int = setting(1024, COUNT, "clients at a time; more are refused", low=1)
     idle_timeout: float = setting(
@@ -111,3 +124,11 @@ class Settings(SettingsBase):
     verbosity: int = setting(0, COUNT, "what is logged", low=0)
     threads: int = setting(1, COUNT, "shown by stats: one loop serves all connections", low=1)
     shown: Mapping[str, str] = field(default_factory=dict)
+
+    def derive(self) -> None:
+        if self.tls_certificate is None:
+            for name in ("tls_key", "tls_client_ca", "tls_ciphers"):
+                if getattr(self, name):
+                    self.refuse(name, "there is no TLS without tls_certificate")
+        if self.tls_verify != "none" and self.tls_client_ca is None:
+            self.refuse("tls_verify", "say in tls_client_ca who signs the certificates of clients")

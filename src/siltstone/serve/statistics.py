@@ -82,7 +82,7 @@ SETTINGS: Final = tuple(
         dump_enabled=- hash_algorithm=siphash lru_maintainer_thread=no lru_segmented=no
         hot_lru_pct=20 warm_lru_pct=40 hot_max_factor=0.20 warm_max_factor=2.00 temp_lru=no
         temporary_ttl=61 idle_timeout=- watcher_logbuf_size=262144 worker_logbuf_size=65536
-        read_buf_mem_limit=- track_sizes=no inline_ascii_response=no ssl_enabled=no
+        read_buf_mem_limit=- track_sizes=no inline_ascii_response=no ssl_enabled=-
         num_napi_ids=(null) memory_file=(null)
         """.split()
     )
@@ -231,6 +231,7 @@ def settings_rows(stats: Mapping[str, Any], settings: Settings, detail: bool) ->
         "flush_enabled": _yes(settings.allow_flush),
         "dump_enabled": _yes(settings.allow_dump),
         "idle_timeout": int(settings.idle_timeout),
+        "ssl_enabled": _yes(settings.tls_certificate is not None),
         "read_buf_mem_limit": settings.buffered_max,
     }
     shown = {name: own.get(name, usual) for name, usual in SETTINGS}
