@@ -447,6 +447,15 @@ def test_faults_reach_the_caller_and_are_counted():
     assert (stats["read_errors"], stats["write_errors"]) == (2, 1)
 
 
+def test_a_write_that_is_durable_is_a_write_and_a_sync():
+    device = FaultDevice(MemoryDevice(2, SEGMENT), Fault("sync", 2, errno.EIO))
+    device.handle.write(0, 0, b"x", sync=True)
+    assert (device.calls["write"], device.calls["sync"]) == (1, 1)
+    with pytest.raises(DeviceFailed, match="sync of"):
+        device.handle.write(0, 0, b"y", sync=True)
+    assert device.handle.read(0, 0, 1) == b"y"
+
+
 def test_a_failed_sync_stays_failed():
     device = FaultDevice(MemoryDevice(2, SEGMENT), Fault("sync", 2, errno.EIO))
     device.sync()

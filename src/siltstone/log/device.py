@@ -162,9 +162,7 @@ class Device:
             boot_id=boot_id(),
             **changes,
         )
-        self.handle.write(HEADER_SLOT, changed.offset, changed.pack().ljust(BLOCK, b"\0"))
-        if sync:
-            self.handle.sync()
+        self.handle.write(HEADER_SLOT, changed.offset, changed.pack().ljust(BLOCK, b"\0"), sync)
         self.superblock = changed
 
     def reload_superblock(self) -> Superblock:

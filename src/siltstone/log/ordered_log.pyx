@@ -477,7 +477,7 @@ cdef class OrderedLog:
         cdef ordered_t *stream = &self.stream
         cdef uint64_t start = min(kept[0] for kept in [self._checkpoints[1], *self._past])
         cdef uint64_t replay_from = min(kept[1] for kept in [self._checkpoints[1], *self._past])
-        cdef uint32_t slot, last = 0
+        cdef uint32_t slot, last = 0, reach = 0
         cdef ordered_segment_t *segment
         replay_from = min(replay_from, <uint64_t>self._checkpoints[0][1])
         pthread_mutex_lock(&stream.lock)
@@ -489,9 +489,11 @@ cdef class OrderedLog:
                 chain_leave(stream, slot)
             if segment.state != SEGMENT_FREE:
                 last = slot
+            if segment.allocated:
+                reach = slot + 1
         pthread_mutex_unlock(&stream.lock)
         # Not at once: what is cut off today and wanted again tomorrow has to be filled with zeros.
-        if self.device.slots_present() > last + 1 + stream.slots_used // 2:
+        if reach > last + 1 + stream.slots_used // 2:
             self._give_back_end(last + 1)
 
     # Giving back needs Python and may drop the GIL: never under the stream's lock, for which others
