@@ -26,8 +26,8 @@ SETTINGS: dict[str, Any] = {
     "cache": "8MiB",
 }
 RECORD = 24 + 100
-# A little over what bench/store_space.py is held to (2.0, 4.0): all is small here.
-PEAK_MAX = 2.4
+# The bench holds a large store to 2.0 and 4.0: here a few segments more or less are the difference.
+PEAK_MAX = 1.92
 WRITTEN_MAX = 5.8
 
 
@@ -126,7 +126,8 @@ def test_writers_help_when_the_background_does_not_keep_up(tmp_path, monkeypatch
         for turn in range(4):
             for name in KEYS:
                 store[name] = b"%d" % turn * 100
-        assert store.size_on_disk <= 3.0 * live + 16 * SEGMENT
+        # 82 to 84 segments of 64 KiB, as the workers are quick with those ahead; without help 266.
+        assert store.size_on_disk <= 3.0 * live + 20 * SEGMENT
 
 
 def test_memory_stays_below_the_cache(seed, tmp_path):

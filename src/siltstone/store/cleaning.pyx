@@ -1,17 +1,19 @@
 """Cleaning: whole pages are written anew out of segments that hold little that lives.
 
-A victim is a sealed segment; cost and benefit choose it (free share x age / (1 + live share)), by
-bytes. It is read once and its records are walked; each page one of whose records lies there is
-written whole, which also ends its chain and makes its records elsewhere dead. That is no change:
-stamps stay, nobody's pointer gets old. A page in memory is not read; one that is a single record is
-copied from the segment's image as it is. The lock is held for one page at a time, or for a few
-records that are dead.
+A victim is a sealed segment; cost and benefit choose it (free share x age^2 / (1 + live share)),
+by bytes. Age counts for more than the rest: what lives in an old segment are whole pages, each
+moved once, whereas links of a young one belong to so many pages that writing these takes several
+times what it frees; and when all are written whole at once, their chains grow at once, too. It is
+read once and its records are walked; each page one of whose records lies there is written whole,
+which also ends its chain and makes its records elsewhere dead. That is no change: stamps stay,
+nobody's pointer gets old. A page in memory is not read; one that is a single record is copied from
+the segment's image as it is. The lock is held for one page at a time, or for a few records that are
+dead.
 
 Cleaning goes on without the GIL as long as it is due: between two segments the background thread
 would wait for the GIL longer than a segment takes, and fall behind whoever writes.
 """
 from libc.errno cimport ENOMEM
-from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -59,7 +61,7 @@ cdef int64_t space_victim(pages_t *pages, uint32_t below, uint64_t before,
                           uint64_t *version) noexcept nogil:
     cdef uint32_t slot
     cdef ordered_segment_t *segment
-    cdef double live, score, best = -1
+    cdef double live, age, score, best = -1
     cdef int64_t found = -1
     pthread_mutex_lock(&pages.stream.lock)
     for slot in range(pages.stream.slot_capacity):
@@ -71,7 +73,8 @@ cdef int64_t space_victim(pages_t *pages, uint32_t below, uint64_t before,
         live = <double>segment.live_bytes / <double>pages.stream.segment_bytes
         if live * 1000 >= below:
             continue
-        score = (1 - live) * sqrt(<double>(pages.stream.version - segment.version)) / (1 + live)
+        age = <double>(pages.stream.version - segment.version)
+        score = (1 - live) * age * age / (1 + live)
         if score > best:
             best = score
             found = slot
@@ -81,11 +84,12 @@ cdef int64_t space_victim(pages_t *pages, uint32_t below, uint64_t before,
 
 
 cdef int64_t space_excess(pages_t *pages, bint empty) noexcept nogil:
-    cdef uint64_t repeated = pages.redundant_bytes, content
+    cdef uint64_t repeated = pages.redundant_bytes, content, spare
     cdef space_t space
     space_take(pages, &space)
     content = space.live_bytes - min(space.live_bytes // 2, repeated)
-    return (<int64_t>(space.segments - (0 if empty else space.empty)) - SEGMENTS_SPARE
+    spare = min(<uint64_t>SPARE_MAX, SPARE_MIN + content // (SPARE_SHARE * space.segment_bytes))
+    return (<int64_t>(space.segments - (0 if empty else space.empty)) - <int64_t>spare
             - <int64_t>(content * SPACE_PERMILLE // (1000 * space.segment_bytes)))
 
 
