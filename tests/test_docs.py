@@ -149,3 +149,11 @@ def test_settings_of_prometheus_in_the_documents_are_accepted(tmp_path: Path) ->
         file = tmp_path / "prometheus.yml"
         file.write_text(block)
         subprocess.run(["promtool", "check", "config", file], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("page", ["metrics-properties.md", "store-properties.md"])
+def test_what_proves_a_property_exists(page: str) -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    defined = set(re.findall(r"def (test_\w+)", tests))
+    for name, begins in re.findall(r"`(test_\w+?)(_?\.\.\.)?`", (ROOT / "docs" / page).read_text()):
+        assert name in defined or (begins and any(one.startswith(name) for one in defined)), name

@@ -56,6 +56,8 @@ class History:
         elif choice < 0.76:
             self.trees()
             durable = False
+        elif choice < 0.78:
+            self.clear(durable)
         else:
             self.rest(choice)
             return
@@ -112,6 +114,11 @@ class History:
         else:
             now["users"] = {}
             self.store.tree("users")
+
+    def clear(self, durable: bool) -> None:
+        name = self.rng.choice([*self.states.now])
+        self.states.now[name] = {}
+        (self.store.tree(name) if name else self.store).clear(durable=durable)
 
     def rest(self, choice: float) -> None:
         if choice < 0.84:

@@ -280,6 +280,26 @@ def test_nothing_in_a_pickle_runs_unless_it_is_trusted(made: Maker, tmp_path: Pa
         assert mark.exists()  # it was trusted
 
 
+def test_rows_of_other_types_are_left_out(made: Maker, tmp_path: Path) -> None:
+    from siltstone.adapters.diskcache import import_directory
+
+    made.add("expiry", 1)
+    made.add("file", 1)
+    made.add("mode", 1)
+    for column, value, key in (
+        ("expire_time", "soon", "expiry"),
+        ("filename", b"\xff", "file"),
+        ("mode", None, "mode"),
+    ):
+        made.database.execute(f"UPDATE Cache SET {column} = ? WHERE key = ?", (value, key))
+    with siltstone.Cache(None) as cache:
+        report = import_directory(made.directory, cache)
+        assert report.items == 8  # one "file" was there before
+        assert [problem.split(":")[0] for problem in report.problems] == [
+            "'file'", "row 11", "'file'", "'mode'",
+        ]  # fmt: skip
+
+
 def test_what_diskcache_itself_wrote(tmp_path: Path) -> None:
     diskcache = pytest.importorskip("diskcache")
     from siltstone.adapters.diskcache import import_directory

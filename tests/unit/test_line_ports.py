@@ -203,6 +203,14 @@ def test_a_port_that_is_taken(sink: Sink) -> None:
         pass
 
 
+def test_a_port_of_no_host(sink: Sink) -> None:
+    with (
+        pytest.raises(EnvironmentFailure, match=r"a\.\.b:1: (?!Unknown error)"),
+        graphite(sink, listen="a..b:1"),
+    ):
+        pass
+
+
 def test_an_open_connection_does_not_hold_up_the_stop(sink: Sink) -> None:
     stored = Stored(sink)
     with graphite(sink) as port:

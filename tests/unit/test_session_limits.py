@@ -176,3 +176,11 @@ def test_any_bytes_like_object_may_be_fed() -> None:
     session = make_session()
     assert session.feed(bytearray(b"version\r\n")) == b"VERSION 1.6.18\r\n"
     assert session.feed(memoryview(b"xxversion\r\n")[2:]) == b"VERSION 1.6.18\r\n"
+
+
+def test_a_win_asked_for_however_long_before_the_end() -> None:
+    for seconds in (b"1000", b"9223372036854775807"):
+        session = make_session()
+        assert session.feed(b"set a 0 100 1\r\nx\r\n") == b"STORED\r\n"
+        assert session.feed(b"mg a R" + seconds + b"\r\n") == b"HD W\r\n"
+    assert session.feed(b"set b 0 100 1\r\nx\r\nmg b R-5\r\n") == b"STORED\r\nHD\r\n"

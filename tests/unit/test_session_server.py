@@ -358,6 +358,13 @@ def test_an_address_in_use() -> None:
             second.__enter__()
 
 
+def test_addresses_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it is no host's name"):
+        Running(listen="a..b:1").__enter__()
+    with pytest.raises(EnvironmentFailure, match="path too long"):
+        Running(unix_socket=tmp_path / ("x" * 200)).__enter__()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("127.0.0.1", ("127.0.0.1", 11211)), ("host:5", ("host", 5)), ("[::1]:7", ("::1", 7)),

@@ -249,3 +249,50 @@ def test_a_store_that_is_forgotten_on_a_background_thread_is_closed(tmp_path):
     with opened(tmp_path) as store:
         assert store.recovery.outcome == "clean"
         assert store[b"k"] == b"v"
+
+
+def test_refreshing_finds_trees_gone_and_come_again(tmp_path):
+    path = tmp_path / "store"
+    with siltstone.Store(path) as store:
+        for name in ("a", "b", "c"):
+            store.tree(name)[b"k"] = b"1"
+    with siltstone.Store(path, read_only=True) as reader:
+        trees = {name: reader.tree(name) for name in ("a", "b", "c")}
+        with siltstone.Store(path) as store:
+            store.drop_tree("b")
+            store.tree("a")[b"k"] = store.tree("c")[b"k"] = b"2"
+        reader.refresh()
+        assert trees["a"][b"k"] == trees["c"][b"k"] == b"2"
+        for use in (
+            lambda: trees["b"][b"k"],
+            lambda: len(trees["b"]),
+            lambda: [*trees["b"].items()],
+        ):
+            with pytest.raises(errors.KeyMissing, match="'b' was dropped"):
+                use()
+        with siltstone.Store(path) as store:
+            store.tree("b")[b"k"] = b"3"
+        reader.refresh()
+        assert trees["b"][b"k"] == b"3"
+
+
+def test_a_refresh_that_failed_can_be_tried_again_and_not_after_close(tmp_path):
+    path = tmp_path / "store"
+    with siltstone.Store(path) as store:
+        store[b"k"] = b"1"
+    reader = siltstone.Store(path, read_only=True)
+    path.rename(tmp_path / "away")
+    with pytest.raises(errors.EnvironmentFailure):
+        reader.refresh()
+    for use in (reader.stats, reader.segments, lambda: reader[b"k"], lambda: reader.size_on_disk):
+        with pytest.raises(errors.Closed):
+            use()
+    assert not reader.was_recovered
+    (tmp_path / "away").rename(path)
+    reader.refresh()
+    assert reader[b"k"] == b"1"
+    reader.close()
+    with pytest.raises(errors.Closed):
+        reader.refresh()
+    with pytest.raises(errors.Closed):
+        reader.get(b"k")

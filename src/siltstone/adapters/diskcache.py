@@ -115,17 +115,17 @@ def _store(
 ) -> None:
     number, key, raw, expire_time, tag, mode, filename, value = row
     name = f"row {number}"
-    ttl = None if expire_time is None else expire_time - cache._clock.now_ms() / 1000
-    if ttl is not None and ttl <= 0:
-        report.expired += 1
-        return
     try:
+        ttl = None if expire_time is None else expire_time - cache._clock.now_ms() / 1000
+        if ttl is not None and ttl <= 0:
+            report.expired += 1
+            return
         key = key if raw else _unpickled(key, unpickle)
         name = f"{key!r:.60}"
         content = _content(value, mode, filename, directory, unpickle)
         cache.set(_whole_key(key), content, ttl, None if tag is None else _tag(tag))
         report.items += 1
-    except (errors.CallerError, OSError, ValueError) as error:
+    except (errors.CallerError, OSError, ValueError, TypeError) as error:  # SQLite checks no types
         report.problems.append(f"{name}: {error}")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -162,7 +161,7 @@ def _listening(host: str, port: int) -> socket.socket:
         number = error.errno or errno.EIO
         hint = ": another server has it" if number == errno.EADDRINUSE else ""
         raise EnvironmentFailure(
-            number, f"cannot listen for HTTP on {host}:{port}{hint}: {os.strerror(number)}"
+            number, f"cannot listen for HTTP on {host}:{port}{hint}: {error.strerror or error}"
         ) from None
     sock.listen(1024)
     return sock

@@ -11,9 +11,7 @@ stored together.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import socket
 from collections.abc import Iterable
 from typing import Final, Protocol
@@ -75,7 +73,7 @@ class LinePort:
             raise EnvironmentFailure(
                 error.errno,
                 f"[{self.settings.section}] cannot listen on {host}:{port}: "
-                f"{os.strerror(error.errno or errno.EIO)}",
+                f"{error.strerror or error}",
             ) from None
         log.info("%s on %s:%s", self.settings.section, host, port)
 

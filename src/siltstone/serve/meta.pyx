@@ -4,8 +4,8 @@ Owns the grammar of flags and the order of what is returned. Promises: as classi
 come back on every reply that is sent, a miss too, so that pipelines stay matched. Called by the
 session's loop in memcache.pyx, without the GIL.
 """
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport malloc
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from siltstone.cache.engine cimport (
@@ -380,6 +380,8 @@ cdef int fetch_meta(session_t *s, flags_t *f, const char *line, uint64_t hash,
                     read_t *cursor) noexcept nogil:
     """The same for an item on flash: answered now, or parked."""
     cdef parked_t *parked
+    cdef uint32_t line_size = <uint32_t>(s.line_end - line)
+    cdef char *copied
     cdef int status
     if s.parked_count == PARKED_MAX:
         return CACHE_WOULD_BLOCK
@@ -391,15 +393,14 @@ cdef int fetch_meta(session_t *s, flags_t *f, const char *line, uint64_t hash,
             return CACHE_FLASH
         put_get(&s.out, f, &cursor.meta, cursor.value, 0, s.now_ms)
     elif status == CACHE_WOULD_BLOCK:
-        parked = park(s, PARKED_META, f.key, f.key_size, hash)
+        copied = <char *>malloc(line_size)
+        parked = park(s, PARKED_META, f.key, f.key_size, hash) if copied != NULL else NULL
         if parked == NULL:
+            free(copied)
             return CACHE_NO_MEMORY
+        memcpy(copied, line, line_size)
         parked.cursor = cursor[0]
-        parked.line_size = <uint32_t>(s.line_end - line)
-        parked.line = <char *>malloc(parked.line_size)
-        if parked.line == NULL:
-            return CACHE_NO_MEMORY
-        memcpy(parked.line, line, parked.line_size)
+        parked.line, parked.line_size = copied, line_size
         return CACHE_FOUND
     return status
 
@@ -432,7 +433,7 @@ cdef int change_meta(session_t *s, flags_t *f) noexcept nogil:
     cdef int status
     request_begin(s, OP_META_GET, f.key, f.key_size)
     s.request.options = OPT_WIN if has(f, b'R') else 0
-    s.request.win_below_ms = f.win_below * 1000 if f.win_below > 0 else 0
+    s.request.win_below_ms = max(<int64_t>0, min(f.win_below, INT64_MAX // 1000)) * 1000
     if has(f, b'v'):
         s.request.options |= OPT_WANT_VALUE
     if has(f, b'u'):

@@ -354,6 +354,8 @@ def _tcp_sockets(host: str, port: int) -> Iterator[socket.socket]:
         )
     except socket.gaierror as error:
         raise ConfigError(f"cannot listen on {host!r}: {error.strerror}") from None
+    except UnicodeError:
+        raise ConfigError(f"cannot listen on {host!r}: it is no host's name") from None
     made = 0
     for family, kind, protocol, _, address in dict.fromkeys(found):
         try:
@@ -397,7 +399,7 @@ def _unix_socket(path: Path, mode: int) -> socket.socket:
         sock.close()
         raise EnvironmentFailure(
             error.errno,
-            f"failed to listen on UNIX socket: {path}: {os.strerror(error.errno or 0)}",
+            f"failed to listen on UNIX socket: {path}: {error.strerror or error}",
         ) from None
     finally:
         os.umask(former)

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 from siltstone.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
 from siltstone.config import build, data_directory
-from siltstone.errors import Conflict, InvalidValue, ReadOnly
+from siltstone.errors import Closed, Conflict, InvalidValue, KeyMissing, ReadOnly
 from siltstone.log.device import Device, superblock_of
 from siltstone.log.openers import kept_from_writers
 from siltstone.store import copies
@@ -88,6 +88,7 @@ class Store(Tree):
         }
         self._trees: weakref.WeakSet[Tree] = weakref.WeakSet()  # refresh() binds them anew
         self._watchers = Watchers(self.settings.watch_events_max)
+        self._closed = False
         self._store = self
         self._open()
 
@@ -220,16 +221,22 @@ class Store(Tree):
 
     def segments(self) -> list[dict[str, Any]]:
         """The segments of the log, for looking at: slot, version, state, bytes."""
+        self._pages._usable()
         return self._pages.log.segments()
 
     def refresh(self) -> None:
         """Opened with read_only: see what the writer has made durable since. Snapshots end."""
+        if self._closed:
+            raise Closed("the store is closed")
         if not self.settings.read_only:
             return
         self._release()
         self._open()
         for tree in list(self._trees):
-            tree._bind(self._pages, tree.name, self._pages.tree_open(tree.name, False))
+            try:
+                tree._bind(self._pages, tree.name, self._pages.tree_open(tree.name, False))
+            except KeyMissing:
+                tree._bind_dropped(self._pages)
 
     def verify(self, progress: Callable[[int, int], object] | None = None) -> Report:
         """Read and check every page and record; `progress(done, of)` is told now and then."""
@@ -279,6 +286,7 @@ class Store(Tree):
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes: bytes where the name says so."""
+        self._pages._usable()
         log = self._pages.log
         found = self._pages.stats()
         return found | {
@@ -290,13 +298,13 @@ class Store(Tree):
 
     @property
     def recovery(self) -> Any:
-        """How opening went: `.ok`, `.problems`, `.outcome`."""
+        """How opening went: `.ok`, `.problems`, `.outcome`; None when a refresh failed."""
         return self._pages.recovery
 
     @property
     def was_recovered(self) -> bool:
         """Whether there was a store before this opening."""
-        return self._pages.recovery.outcome != "new"
+        return self.recovery is not None and self.recovery.outcome != "new"
 
     @property
     def size_on_disk(self) -> int:
@@ -306,6 +314,7 @@ class Store(Tree):
 
     def close(self) -> None:
         """Make all durable and let go. Idempotent; in a forked child it touches nothing."""
+        self._closed = True
         self._release.detach()
         try:
             self._pages.close()

@@ -365,6 +365,14 @@ cdef class Tree(Reader):
         pages_unlock(&pages.pages)
         self.pages, self.name, self.root = pages, name, root
 
+    def _bind_dropped(self, TreePages pages not None):
+        """Of a name that is gone: whoever uses it is told so."""
+        pages.lock()
+        pages.cover(0)
+        self.bound = pages.generations[0].bound + 1
+        pages_unlock(&pages.pages)
+        self.pages, self.root = pages, 0
+
     # One key
 
     def set(self, key, value, durable=None):
