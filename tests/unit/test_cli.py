@@ -271,3 +271,13 @@ def test_a_terminal_need_not_speak_utf_8(directory: Path) -> None:
         env={"PYTHONIOENCODING": "ascii"},
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"k\\xe4se\n", b"")
+
+
+def test_a_directory_of_another_engine_is_named(shell: Shell, tmp_path: Path) -> None:
+    siltstone.Store(tmp_path / "store").close()
+    siltstone.Metrics(tmp_path / "series").close()
+    for name, text in (("store", "a store: say --store"), ("series", "time series: siltstone")):
+        for command in (("get", "k"), ("keys",), ("stats",)):
+            ran = shell(*command, "--path", tmp_path / name)
+            assert (ran.code, ran.out) == (1, "")
+            assert f"holds no cache, but {text}" in ran.err

@@ -246,6 +246,19 @@ def test_statsd_gathers_and_stores_every_interval(metrics: Metrics, sink: Sink) 
     assert port.bad_lines == 1
 
 
+def test_intervals_of_one_millisecond_keep_their_values(metrics: Metrics, sink: Sink) -> None:
+    taker = StatsdTaker(StatsdSettings(), sink, ManualClock(NOW * 1000))
+
+    async def use() -> None:
+        await taker.take(b"hits:3|c\nusers:x|s")
+        for _ in range(3):
+            await taker.store()
+
+    asyncio.run(use())
+    assert values(metrics, "users") == [1.0, 0.0, 0.0]
+    assert values(metrics, "hits") == [3.0, 3.0, 3.0]
+
+
 def test_a_stop_stores_what_was_gathered(metrics: Metrics, sink: Sink) -> None:
     settings = StatsdSettings(listen="127.0.0.1:0", flush_interval=3600)
     taker = StatsdTaker(settings, sink, ManualClock(NOW * 1000))

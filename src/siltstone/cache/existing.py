@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from siltstone.errors import WrongFormat
 from siltstone.log.device import open_lock_file
+from siltstone.log.directory import engine_in
 
 DOOR_TEXT_BYTES: Final = 1024
 # name in the lock file's text: name of the setting
@@ -22,6 +23,12 @@ SIZES: Final = {
     "buffer": "buffer_size",
     "buffers": "buffers",
 }
+# What a directory without a cache may hold, and who reads that.
+INSTEAD: Final = {
+    "store": "but a store: say --store instead of --path",
+    "pages": "but the pages of a siltstone.PageCache",
+    "metrics": "but time series: siltstone query, inspect and verify read them",
+}
 
 
 def existing_options(path: Path) -> dict[str, Any]:
@@ -29,9 +36,8 @@ def existing_options(path: Path) -> dict[str, Any]:
     lock = path / "lock"
     door = _door(lock) if lock.is_file() else None
     if door is None or not set(SIZES) <= set(door):
-        raise WrongFormat(
-            f"{path} holds no cache, and neither a store nor time series", path=str(path)
-        )
+        instead = INSTEAD.get(engine_in(path) or "", "and neither a store nor time series")
+        raise WrongFormat(f"{path} holds no cache, {instead}", path=str(path))
     options: dict[str, Any] = {name: door[key] for key, name in SIZES.items()}
     if "files" in door:
         if not door["files"]:

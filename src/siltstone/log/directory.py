@@ -53,15 +53,23 @@ def check_free_for(file: str, directory: str | os.PathLike[str]) -> None:
     """WrongFormat when the engine's `file` would be made in a directory of another engine."""
     if os.path.lexists(os.path.join(directory, file)):
         return
-    for other in ENGINE_FILES:
+    found = engine_in(directory)
+    if found is not None:
+        raise WrongFormat(
+            f"{os.fspath(directory)} is the data directory of another engine, {found}: "
+            "name another one",
+            path=os.fspath(directory),
+            found=found,
+        )
+
+
+def engine_in(directory: str | os.PathLike[str]) -> str | None:
+    """Whose data directory it is; None: nobody's."""
+    for file in ENGINE_FILES:
         try:
-            found = superblock_of(os.path.join(directory, other))
+            found = superblock_of(os.path.join(directory, file))
         except Corruption:
             continue  # somebody else's file of that name
         if found is not None:
-            raise WrongFormat(
-                f"{os.fspath(directory)} is the data directory of another engine, "
-                f"{found.engine}: name another one",
-                path=os.fspath(directory),
-                found=found.engine,
-            )
+            return found.engine
+    return None

@@ -41,6 +41,7 @@ class StatsdTaker:
         self.clock = clock
         self.gatherer = Gatherer()
         self.failures = 0
+        self._ended_ms = 0
         self._task: asyncio.Task[None] | None = None
 
     async def take(self, lines: bytes) -> list[str]:
@@ -59,7 +60,11 @@ class StatsdTaker:
 
     async def store(self) -> None:
         """End an interval."""
-        parsed = self.gatherer.flush(self.clock.now_ms())
+        now_ms = self.clock.now_ms()
+        # Two that end in one millisecond: the later one must not replace what the first counted.
+        again = now_ms <= self._ended_ms < now_ms + 1000  # not where the clock was set back
+        self._ended_ms = self._ended_ms + 1 if again else now_ms
+        parsed = self.gatherer.flush(self._ended_ms)
         if not parsed.rows:
             return
         refused: list[str] = []
