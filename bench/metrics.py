@@ -9,6 +9,7 @@ gets the same arrays. `metrics.served` is over HTTP, beside victoria-metrics and
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ TITLE = "Metrics: one sample a second, host-like data"
 START = 1_700_000_000
 ARRAY = 1000
 QUOTA = "1GiB"
+AGENT = Path(__file__).parents[1] / "tests/golden/netdata/D-tier0"
 
 
 # Data -----------------------------------------------------------------------------------------
@@ -222,7 +224,26 @@ def size(settings: Settings) -> list[Row]:
                 [raw["bytes"] / raw["samples"]], target=0.9 if samples == 16_384 else None,
                 at_most=True, smaller_is_better=True, exact=True,
             ))  # fmt: skip
-    return rows
+    return [*rows, *netdata_size(settings)]
+
+
+def netdata_size(settings: Settings) -> list[Row]:
+    """Five hours of a Netdata agent, 9 M samples: its own data files and ours."""
+    with settings.directory() as path:
+        files = path / "dbengine"
+        files.mkdir()
+        for packed in AGENT.glob("*.xz"):
+            (files / packed.stem).write_bytes(lzma.decompress(packed.read_bytes()))
+        theirs = sum(file.stat().st_size for file in files.glob("*.ndf"))
+        with opened(path / "metrics", tiers=()) as metrics:
+            metrics.import_netdata(files)
+            metrics.compact()
+            raw = metrics.stats()["segments"]["raw"]
+    return [Row(
+        "an agent's samples", "bytes a sample", [raw["bytes"] / raw["samples"]],
+        "Netdata", [theirs / raw["samples"]], target=0.5, at_most=True, smaller_is_better=True,
+        exact=True, notes={"samples": f"{raw['samples']:,}", "Netdata": "without its journals"},
+    )]  # fmt: skip
 
 
 # Reading --------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_what_is_whole(values, expected):
     if expected is None:
         assert found is None
         return
-    numbers, scale, first, factor, _ = found
+    numbers, scale, first, factor = found
     assert (scale, factor) == (expected[0], expected[2])
     assert factor == 1 or first == expected[1]
     back = numbers.view(np.float64).copy()

@@ -87,25 +87,6 @@ cdef extern from *:
             v[i] = (sum.number - SILT_MAGIC) / ten;
         }
     }
-
-    /* Sums of the sizes of the numbers less their first, their differences, the differences of
-       these; the last one smallest means that a delta of the second order compresses best. */
-    static SILT_VECTOR void silt_sizes(const int64_t *x, uint32_t n, double *sizes) {
-        double none = 0, first = 0, second = 0, mean = 0;
-        for (uint32_t i = 0; i < n; i++)
-            mean += (double)x[i];
-        mean /= n;
-        for (uint32_t i = 2; i < n; i++) {
-            double a = (double)x[i], b = (double)x[i - 1], c = (double)x[i - 2];
-            double d = a - b, e = b - c;
-            none += a > mean ? a - mean : mean - a;
-            first += d > 0 ? d : -d;
-            second += d > e ? d - e : e - d;
-        }
-        sizes[0] = none;
-        sizes[1] = first;
-        sizes[2] = second;
-    }
     """
     const double *tens "silt_tens"
     int silt_scale(const double *v, uint32_t n) noexcept nogil
@@ -113,7 +94,6 @@ cdef extern from *:
     double LIMIT "SILT_LIMIT"
     void silt_up(const double *v, uint32_t n, double ten, int64_t *whole) noexcept nogil
     void silt_down(const int64_t *whole, uint32_t n, double ten, double *v) noexcept nogil
-    void silt_sizes(const int64_t *x, uint32_t n, double *sizes) noexcept nogil
 
 cdef enum:
     STEPS_LOOKED_AT = 256       # for a common factor, before all are
@@ -161,12 +141,11 @@ cdef int64_t factor_of(const int64_t *whole, uint32_t count) noexcept nogil:
 
 
 def whole_numbers(const double[::1] values not None):
-    """(numbers, scale, first, factor, order), or None: value = (first + factor * number) /
-    10^scale for each of the int64 numbers, whose differences of that order are smallest."""
+    """(numbers, scale, first, factor), or None: value = (first + factor * number) / 10^scale for
+    each of the int64 numbers."""
     cdef uint32_t count = <uint32_t>values.shape[0], n
     cdef int scale
     cdef int64_t factor, first = 0
-    cdef double[3] sizes
     cdef int64_t[::1] out
     assert count > 0
     with nogil:
@@ -182,9 +161,7 @@ def whole_numbers(const double[::1] values not None):
             first = out[0]
             for n in range(count):
                 out[n] = (out[n] - first) // factor
-        silt_sizes(&out[0], count, sizes)
-    order = min(range(3), key=[sizes[0], sizes[1], sizes[2]].__getitem__)
-    return numbers, scale, first, factor, order
+    return numbers, scale, first, factor
 
 
 def numbers_back(double[::1] values not None, int scale, int64_t first, int64_t factor):
