@@ -206,3 +206,16 @@ def test_what_chains_repeat_is_known_again_when_pages_are_read(seed):
     thought = sum(1 for name in KEYS if name in again) and again.stats()["redundant_bytes"]
     pages = again.stats()["cache_pages"]
     assert thought <= before + 100 * pages < 0.2 * 3_000 * RECORD
+
+
+def test_who_deletes_is_not_behind_because_what_is_left_wants_a_smaller_file(tmp_path):
+    store = new_store(tmp_path)
+    for name in KEYS:
+        store[name] = b"v" * 100
+    steps(store)
+    before, used = store._pages.behind(), store.stats()["segments_used"]
+    for name in KEYS[: len(KEYS) // 4]:
+        del store[name]
+    grown = store.stats()["segments_used"] - used
+    assert store._pages.behind() <= before + 2 * grown  # without a mark: 2.7 times
+    store.close()

@@ -83,14 +83,32 @@ cdef int64_t space_victim(pages_t *pages, uint32_t below, uint64_t before,
     return found
 
 
-cdef int64_t space_excess(pages_t *pages, bint empty) noexcept nogil:
-    cdef uint64_t repeated = pages.redundant_bytes, content, spare
-    cdef space_t space
-    space_take(pages, &space)
-    content = space.live_bytes - min(space.live_bytes // 2, repeated)
+cdef uint64_t _content(const pages_t *pages, const space_t *space) noexcept nogil:
+    # Of what lives: without what chains repeat.
+    return space.live_bytes - min(space.live_bytes // 2, <uint64_t>pages.redundant_bytes)
+
+
+cdef int64_t _excess(const space_t *space, uint64_t content, bint empty) noexcept nogil:
+    cdef uint64_t spare
     spare = min(<uint64_t>SPARE_MAX, SPARE_MIN + content // (SPARE_SHARE * space.segment_bytes))
     return (<int64_t>(space.segments - (0 if empty else space.empty)) - <int64_t>spare
             - <int64_t>(content * SPACE_PERMILLE // (1000 * space.segment_bytes)))
+
+
+cdef uint64_t _written(const pages_t *pages) noexcept nogil:
+    # By changes.
+    return (pages.counters.link_bytes + pages.counters.base_bytes + pages.counters.mark_bytes
+            + pages.counters.consolidated_bytes)
+
+
+cdef int64_t space_behind(pages_t *pages, held_t *held) noexcept nogil:
+    cdef uint64_t written = _written(pages)
+    cdef space_t space
+    space_take(pages, &space)
+    held.content -= min(held.content, (written - held.written) // HELD_SHARE)
+    held.content = max(held.content, _content(pages, &space))
+    held.written = written
+    return _excess(&space, held.content, True)
 
 
 cdef bint cleaning_due(pages_t *pages) noexcept nogil:
@@ -99,10 +117,12 @@ cdef bint cleaning_due(pages_t *pages) noexcept nogil:
     changes opened: pages that fill segments badly would else be moved for ever. (The one that
     is being filled counts, or a store that is often killed young would only grow.)"""
     cdef pages_counters_t *counters = &pages.counters
-    cdef uint64_t written = counters.link_bytes + counters.base_bytes + counters.mark_bytes
-    cdef uint64_t filling = 1 + written // pages.stream.segment_bytes
-    return (counters.cleaned_segments < CLEAN_RATE * filling
-            and space_excess(pages, False) > 0)
+    cdef uint64_t filling = 1 + _written(pages) // pages.stream.segment_bytes
+    cdef space_t space
+    if counters.cleaned_segments >= CLEAN_RATE * filling:
+        return False
+    space_take(pages, &space)
+    return _excess(&space, _content(pages, &space), False) > 0
 
 
 # One page ----------------------------------------------------------------------------------------

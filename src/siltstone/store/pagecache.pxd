@@ -25,6 +25,7 @@ from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_trylock, pt
 from siltstone.log.workers cimport pool_t
 # Engines cimport all of these from here.
 from siltstone.store.append cimport append_ready, append_wait, pages_fragment_max
+from siltstone.store.cleaning cimport held_t
 from siltstone.store.commit cimport (change_abandon, change_allocate, change_append, change_base,
                                      change_begin, change_commit, change_count, change_cut,
                                      change_free, change_hold, change_image, change_link,
@@ -205,6 +206,7 @@ cdef class Pages:
     cdef object _maintenance            # held by whoever checkpoints or cleans
     cdef object _opened                 # ours to close: the device
     cdef uint64_t _segments_seen        # opened by the stream, when changed() looked last
+    cdef held_t _held                   # what the file may hold without a pause for writers
     cdef int64_t _checkpoint_segments   # the same, at the newest checkpoint (before opening: < 0)
     cdef uint64_t _damaged_segments     # pinned by cleaning
     cdef object __weakref__

@@ -35,7 +35,7 @@ from siltstone.log.pthread cimport mutex_init_spinning, pthread_atfork, pthread_
 from siltstone.log.regroup cimport Visitor
 from siltstone.log.workers cimport WorkerPool
 from siltstone.store.check cimport (CHECK_COUNTS, CHECK_LIVE, CHECK_LOST, page_check, table_check)
-from siltstone.store.cleaning cimport (clean_while_due, segment_clean, space_excess, space_t,
+from siltstone.store.cleaning cimport (clean_while_due, segment_clean, space_behind, space_t,
                                        space_take, space_victim)
 from siltstone.store.cells cimport cells_ahead
 from siltstone.store.compression cimport compression_ready
@@ -331,7 +331,7 @@ cdef class Pages:
     cdef int _press(self) except -1:
         """Once for each segment that writers fill: the background thread is woken, and given time
         in proportion to how far it is behind, so that the bound holds however busy they are."""
-        cdef int64_t behind = space_excess(&self.pages, True) - 3 * self._checkpoint_interval()
+        cdef int64_t behind = self.behind()
         cdef uint32_t pause_us
         self._upkeep.wake()
         if behind > HELP_SEGMENTS + self.pages.stream.slots_used // HELP_SHARE:
@@ -341,6 +341,10 @@ cdef class Pages:
             with nogil:
                 usleep(pause_us)
         return 0
+
+    def behind(self):
+        """Segments more than writers are to leave: above 0, they pause."""
+        return space_behind(&self.pages, &self._held) - 3 * self._checkpoint_interval()
 
     def _help(self):
         try:
