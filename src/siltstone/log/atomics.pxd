@@ -23,6 +23,7 @@ cdef extern from *:
         return __atomic_compare_exchange_n(p, &expected, desired, 0,
                                            __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
     }
+    #define silt_prefetch(p) __builtin_prefetch((p), 0, 3)
     #define silt_fence_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
     #define silt_fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
     #if defined(__x86_64__)
@@ -50,3 +51,4 @@ cdef extern from *:
     void fence_acquire "silt_fence_acquire"() noexcept nogil
     void fence_release "silt_fence_release"() noexcept nogil
     void cpu_pause "silt_pause"() noexcept nogil
+    void prefetch "silt_prefetch"(const void *) noexcept nogil          # any address

@@ -20,6 +20,7 @@ from siltstone.log.forked import every_child_renews
 from siltstone.log.latency cimport latency_add, latency_dict, now_ns
 from siltstone.log.pthread cimport (pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
                                     pthread_mutex_unlock)
+from siltstone.log.turns cimport turn_ask, turn_taken
 
 cdef extern from *:
     """
@@ -497,6 +498,8 @@ cdef class DeviceHandle:
                 result = device_write(&self.device, slot, offset, &data[0], size)
             if sync and result >= 0:
                 synced = device_sync(&self.device)
+            turn_ask()
+        turn_taken()
         if result < 0:
             raise self._failed("write", slot, offset, <int>-result)
         self._check_sync(synced)

@@ -49,6 +49,7 @@ from siltstone.log.ordered cimport (GROUP_ID_SIZE, ORDERED_BUFFERS_MAX,
                                     ordered_sync, ordered_written)
 from siltstone.log.ordered_read cimport ordered_read
 from siltstone.log.pthread cimport pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock
+from siltstone.log.turns cimport turn_ask, turn_taken
 from siltstone.log.workers cimport WorkerPool, pool_t
 
 cdef enum:
@@ -452,6 +453,8 @@ cdef class OrderedLog:
                         else ORDERED_CHECKPOINT_END, &payloads[at], 1, ORDERED_URGENT, &position)
             if result == LOG_OK:
                 result = ordered_sync(&self.stream, 0)
+            turn_ask()
+        turn_taken()
         free(payloads)
         self._raise(result, position)
 

@@ -7,8 +7,8 @@ times what it frees; and when all are written whole at once, their chains grow a
 read once and its records are walked; each page one of whose records lies there is written whole,
 which also ends its chain and makes its records elsewhere dead. That is no change: stamps stay,
 nobody's pointer gets old. A page in memory is not read; one that is a single record is copied from
-the segment's image as it is. The lock is held for one page at a time, or for a few records that are
-dead.
+the segment's image as it is. The lock is held for one page at a time, or to look at some
+records, most of which are dead.
 
 Cleaning goes on without the GIL as long as it is due: between two segments the background thread
 would wait for the GIL longer than a segment takes, and fall behind whoever writes.
@@ -18,7 +18,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from siltstone.log.atomics cimport load64_relaxed
+from siltstone.log.atomics cimport load64_relaxed, prefetch
 from siltstone.log.device_io cimport device_read
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_SIZE_MIN, RUN_ALIGNMENT,
                                    RUN_HEADER_SIZE, record_bytes, record_check, record_header_t,
@@ -29,7 +29,7 @@ from siltstone.log.ordered cimport (GROUP_ID_SIZE, ORDERED_GROUPED, ORDERED_GROU
                                     ORDERED_URGENT, SEGMENT_SEALED, ordered_segment_t)
 from siltstone.log.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from siltstone.store.append cimport append_ready, append_record, append_wait, page_rewrite
-from siltstone.store.pagecache cimport pages_lock, pages_unlock
+from siltstone.store.pagecache cimport pages_lock_behind, pages_unlock
 from siltstone.store.resident cimport block_load, pages_load
 from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, KIND_BASE, KIND_LINK, KIND_MORE,
                                     KIND_MOVED, KIND_TABLE, PAGES_ABSENT, PAGES_CORRUPT,
@@ -129,11 +129,19 @@ cdef bint cleaning_due(pages_t *pages) noexcept nogil:
 
 
 cdef enum:
-    HELD_MAX = 32               # records that one hold of the lock looks at: about 3 us
+    LOOKS_MAX = 32              # records that one hold of the lock looks at
+
+cdef struct look_t:             # at a record of the segment
+    uint64_t pid
+    uint64_t position
+    const char *payload
+    uint32_t size
+    uint32_t kind
 
 cdef struct clean_t:
     pages_t *pages
-    uint32_t held               # records looked at since the lock was taken; 0: it is not held
+    uint32_t count
+    look_t looks[LOOKS_MAX]     # not taken yet
 
 
 cdef bint lies_at(entry_t *entry, uint64_t position) noexcept nogil:
@@ -159,57 +167,48 @@ cdef int copy_record(pages_t *pages, uint64_t pid, entry_t *entry, const char *p
     return result
 
 
-cdef void let_go(clean_t *clean) noexcept nogil:
-    if clean.held:
-        clean.held = 0
-        pages_unlock(clean.pages)
+cdef bint needed(pages_t *pages, const look_t *look) noexcept nogil:
+    """Whether its page needs the record, or may need it: its block is not in memory."""
+    cdef entry_t *entry = page_entry(pages, look.pid)
+    if entry == NULL:
+        return look.pid < pages.pid_next
+    return entry.state == PAGE_LIVE and lies_at(entry, look.position)
 
 
-cdef int page_move(pages_t *pages, uint64_t pid, entry_t *entry, uint32_t kind,
-                   const char *payload, uint32_t size) noexcept nogil:
+cdef int page_move(pages_t *pages, entry_t *entry, const look_t *look) noexcept nogil:
     """PAGES_MISS: it has to be read first."""
     cdef int result = PAGES_MISS
     if entry.node != NULL:
-        result = page_rewrite(pages, pid, entry)
-    elif entry.count == 1 and (kind == KIND_BASE or kind == KIND_MOVED):
-        result = copy_record(pages, pid, entry, payload, size)
+        result = page_rewrite(pages, look.pid, entry)
+    elif entry.count == 1 and (look.kind == KIND_BASE or look.kind == KIND_MOVED):
+        result = copy_record(pages, look.pid, entry, look.payload, look.size)
     if result == PAGES_OK:
         pages.counters.cleaned_bytes += entry.first.bytes
     return result
 
 
-cdef int page_clean(clean_t *clean, uint32_t kind, uint64_t position, const char *payload,
-                    uint32_t size) noexcept nogil:
-    """Most records are dead: the lock is kept for several of those, but for one page's move."""
-    cdef pages_t *pages = clean.pages
-    cdef uint64_t word
+cdef int page_clean(pages_t *pages, const look_t *look) noexcept nogil:
+    cdef uint64_t room = max(look.size, <uint32_t>8192)
     cdef entry_t *entry
-    cdef uint64_t room = max(size, <uint32_t>8192)
     cdef bint waited = False
-    cdef int result = PAGES_OK
-    memcpy(&word, payload, 8)
-    word >>= 8
+    cdef int result
     while True:
-        if not clean.held:
-            pages_lock(pages)
-        clean.held += 1
-        entry = page_entry(pages, word)
-        if entry != NULL or word >= pages.pid_next:
-            if entry == NULL or entry.state != PAGE_LIVE or not lies_at(entry, position):
-                if clean.held >= HELD_MAX:
-                    let_go(clean)
-                return PAGES_OK
-            if not waited and append_ready(pages, room, 2) != PAGES_OK:
-                let_go(clean)
-                append_wait(pages, room, 2)
-                waited = True       # what is wrong, if something is, the append says
-                continue
-            result = page_move(pages, word, entry, kind, payload, size)
-        let_go(clean)
+        pages_lock_behind(pages)
+        entry = page_entry(pages, look.pid)
+        if not needed(pages, look):
+            pages_unlock(pages)
+            return PAGES_OK
+        if not waited and entry != NULL and append_ready(pages, room, 2) != PAGES_OK:
+            pages_unlock(pages)
+            append_wait(pages, room, 2)
+            waited = True       # what is wrong, if something is, the append says
+            continue
+        result = PAGES_MISS if entry == NULL else page_move(pages, entry, look)
+        pages_unlock(pages)
         if entry == NULL:
-            result = block_load(pages, word >> BLOCK_BITS)
+            result = block_load(pages, look.pid >> BLOCK_BITS)
         elif result == PAGES_MISS:
-            result = pages_load(pages, word, NULL)
+            result = pages_load(pages, look.pid, NULL)
             if result == PAGES_ABSENT:
                 result = PAGES_OK
         else:
@@ -219,6 +218,35 @@ cdef int page_clean(clean_t *clean, uint32_t kind, uint64_t position, const char
         # Here, without the lock: giving it back once more may evict what was just loaded.
         append_wait(pages, room, 2)
         waited = True
+
+
+cdef int take_looks(clean_t *clean) noexcept nogil:
+    """Most records are dead. What tells so lies anywhere in memory: all of it is fetched before
+    the first is looked at, for writers wait meanwhile."""
+    cdef pages_t *pages = clean.pages
+    cdef uint32_t number, left = 0
+    cdef entry_t *entry
+    cdef int result = PAGES_OK
+    pages_lock_behind(pages)
+    for number in range(clean.count):
+        entry = page_entry(pages, clean.looks[number].pid)
+        prefetch(entry)
+        prefetch(<char *>entry + 64)
+    for number in range(clean.count):
+        entry = page_entry(pages, clean.looks[number].pid)
+        if entry != NULL:
+            prefetch(entry.more)
+            prefetch(<char *>entry.more + 64)
+    for number in range(clean.count):
+        if needed(pages, &clean.looks[number]):
+            clean.looks[left] = clean.looks[number]
+            left += 1
+    pages_unlock(pages)
+    clean.count = 0
+    for number in range(left):
+        if result == PAGES_OK:
+            result = page_clean(pages, &clean.looks[number])
+    return result
 
 
 cdef int block_clean(pages_t *pages, uint64_t position, const char *payload) noexcept nogil:
@@ -233,7 +261,7 @@ cdef int block_clean(pages_t *pages, uint64_t position, const char *payload) noe
         result = append_wait(pages, BLOCK_ENTRIES * 64, 1)
         if result != PAGES_OK and result != PAGES_LARGE:
             return result
-        pages_lock(pages)
+        pages_lock_behind(pages)
         here = False
         if number < pages.block_count:
             block = &pages.blocks[number]
@@ -255,6 +283,8 @@ cdef int record_clean(clean_t *clean, const char *record, uint64_t position,
                       uint32_t size) noexcept nogil:
     cdef record_header_t header
     cdef uint32_t kind, skip
+    cdef uint64_t word
+    cdef look_t *look
     memcpy(&header, record, RECORD_HEADER_SIZE)
     kind = word_kind(header.word) & ~<uint32_t>ORDERED_GROUPED
     skip = GROUP_ID_SIZE if word_kind(header.word) & ORDERED_GROUPED else 0
@@ -262,9 +292,13 @@ cdef int record_clean(clean_t *clean, const char *record, uint64_t position,
         return PAGES_OK
     record += RECORD_HEADER_SIZE + skip
     if kind in (KIND_BASE, KIND_MOVED, KIND_MORE, KIND_LINK):
-        return page_clean(clean, kind, position, record, size - skip)
+        memcpy(&word, record, 8)
+        look = &clean.looks[clean.count]
+        look.pid, look.kind, look.position = word >> 8, kind, position
+        look.payload, look.size = record, size - skip
+        clean.count += 1
+        return take_looks(clean) if clean.count == LOOKS_MAX else PAGES_OK
     if kind == KIND_TABLE and not skip:
-        let_go(clean)
         return block_clean(clean.pages, position, record)
     return PAGES_OK
 
@@ -290,7 +324,7 @@ cdef int image_clean(pages_t *pages, const char *image, uint32_t slot, uint64_t 
     cdef run_header_t run
     cdef clean_t clean
     cdef int result = PAGES_OK
-    clean.pages, clean.held = pages, 0
+    clean.pages, clean.count = pages, 0
     while offset < bytes and result == PAGES_OK:
         memcpy(&run, image + run_header_offset(offset), RUN_HEADER_SIZE)
         if run_header_valid(&run, salt, version, slot, offset, bytes):
@@ -299,8 +333,7 @@ cdef int image_clean(pages_t *pages, const char *image, uint32_t slot, uint64_t 
             offset += run.length
         else:
             offset += RUN_ALIGNMENT
-    let_go(&clean)
-    return result
+    return take_looks(&clean) if result == PAGES_OK else result
 
 
 cdef bint groups_open(pages_t *pages) noexcept nogil:

@@ -16,6 +16,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
+from siltstone.log.atomics cimport prefetch
 from siltstone.store.page cimport (CHANGE_CUT, CHANGE_DELETE, CHANGE_HEADER_SIZE,
                                    CHANGE_SET, IMAGE_HEADER_SIZE, KEY_SIZE_MAX,
                                    NODE_SIZE_MAX, PAGE_BLOB, PAGE_INNER, PAGE_INVALID, PAGE_LEAF,
@@ -28,6 +29,7 @@ from siltstone.store.page cimport (CHANGE_CUT, CHANGE_DELETE, CHANGE_HEADER_SIZE
 
 cdef enum:
     LEVEL_MAX = 64
+    FETCHED_MAX = 8192          # of a node: larger ones are few
 
 
 # Fragments --------------------------------------------------------------------------------------
@@ -122,9 +124,13 @@ cdef int fragment_apply(node_t **node, const char *fragment, uint64_t size) noex
 # Images -----------------------------------------------------------------------------------------
 
 cdef void image_encode(const node_t *node, char *out) noexcept nogil:
-    cdef uint32_t index, bytes
+    cdef uint32_t index, bytes, at = 0
     cdef const char *record
     cdef uint16_t zero = 0
+    # records are met in any order: all lines at once come in a fraction of the time
+    while node.count and at < node.capacity and at < FETCHED_MAX:
+        prefetch(<const char *>node + at)
+        at += 64
     out[0], out[1] = <char>node.kind, <char>node.level
     memcpy(out + 2, &zero, 2)
     memcpy(out + 4, &node.count, 4)

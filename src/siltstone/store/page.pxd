@@ -13,6 +13,8 @@ Searching is inline here; all that changes a node is in page.pyx. No function ta
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
+from siltstone.log.atomics cimport prefetch
+
 cdef extern from *:
     """
     #ifndef SILT_PAGE
@@ -29,12 +31,10 @@ cdef extern from *:
             word |= (uint32_t)(unsigned char)key[at] << (24 - 8 * at);
         return word;
     }
-    #define silt_prefetch(p) __builtin_prefetch((p), 0, 3)
     #endif
     """
     # The first four bytes as a number that sorts as they do.
     uint32_t key_head "silt_head"(const char *key, uint32_t size) noexcept nogil
-    void prefetch "silt_prefetch"(const void *) noexcept nogil
 
 cdef enum:
     PAGE_LEAF = 1

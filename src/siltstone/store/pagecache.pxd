@@ -16,7 +16,7 @@ Lock order: pages.lock -> the log's. Codes below 0 are -errno; raise_result() ma
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from siltstone.log.atomics cimport cpu_pause
+from siltstone.log.atomics cimport add32, cpu_pause, load32_relaxed
 from siltstone.log.capture cimport capture_t
 from siltstone.log.log cimport part_t
 from siltstone.log.ordered cimport group_t, ordered_t
@@ -48,19 +48,43 @@ from siltstone.store.versions cimport pages_snapshot_close, pages_snapshot_open
 # The lock ----------------------------------------------------------------------------------------
 
 cdef enum:
-    TRIES = 100                 # with pauses between them: some microseconds
+    TRIES = 400                 # with pauses between them: ten microseconds, a page's move or two
+    TRIES_BEHIND = 2000
 
 cdef inline bint pages_trylock(pages_t *pages) noexcept nogil:
     # Holds are short: to drop the GIL, sleep and be woken costs both sides more than a few tries.
+    # Whoever cleans takes the lock again at once, before any sleeper is awake; so it is told.
     cdef int tries
+    if pthread_mutex_trylock(&pages.lock) == 0:
+        return True
+    add32(&pages.wanted, 1)
     for tries in range(TRIES):
         if pthread_mutex_trylock(&pages.lock) == 0:
+            pages.given += 1
+            add32(&pages.wanted, <uint32_t>-1)
             return True
         cpu_pause()
+    add32(&pages.wanted, <uint32_t>-1)
     return False
 
 cdef inline void pages_lock(pages_t *pages) noexcept nogil:
     # With the GIL dropped only.
+    if not pages_trylock(pages):
+        add32(&pages.wanted, 1)
+        pthread_mutex_lock(&pages.lock)
+        pages.given += 1
+        add32(&pages.wanted, <uint32_t>-1)
+
+cdef inline void pages_lock_behind(pages_t *pages) noexcept nogil:
+    # The same for background work, which holds it again and again: one who wants it goes first,
+    # and need not wake anybody between two short holds.
+    cdef uint32_t given = load32_relaxed(&pages.given)
+    cdef int tries
+    for tries in range(TRIES_BEHIND):
+        if load32_relaxed(&pages.wanted) == 0 or load32_relaxed(&pages.given) != given:
+            if pthread_mutex_trylock(&pages.lock) == 0:
+                return
+        cpu_pause()
     pthread_mutex_lock(&pages.lock)
 
 

@@ -33,6 +33,7 @@ from siltstone.log.log cimport LOG_CORRUPT, LOG_GONE, LOG_OK
 from siltstone.log.ordered cimport ordered_sync
 from siltstone.log.pthread cimport mutex_init_spinning, pthread_atfork, pthread_mutex_destroy
 from siltstone.log.regroup cimport Visitor
+from siltstone.log.turns cimport turn_ask, turn_give, turn_taken, turn_wanted
 from siltstone.log.workers cimport WorkerPool
 from siltstone.store.check cimport (CHECK_COUNTS, CHECK_LIVE, CHECK_LOST, page_check, table_check)
 from siltstone.store.cleaning cimport (clean_while_due, segment_clean, space_behind, space_t,
@@ -321,6 +322,8 @@ cdef class Pages:
         cdef uint64_t opened = load64_relaxed(&self.pages.stream.counters.segments_opened)
         if durable:
             self._wait(end)
+        if turn_wanted():
+            turn_give()
         if opened != self._segments_seen:
             self._segments_seen = opened
             cells_ahead(self.pages.pool)
@@ -389,7 +392,7 @@ cdef class Pages:
             result = append_wait(pages, BLOCK_ENTRIES * 64, 1)
             if result == PAGES_LARGE:
                 result = PAGES_OK
-            pages_lock(pages)
+            pages_lock_behind(pages)
             while number < pages.block_count and (
                     not pages.blocks[number].dirty
                     or pages.blocks[number].checkpoint == pages.checkpoint):
@@ -427,6 +430,8 @@ cdef class Pages:
                     result = state_tail(&self.pages, &tail, &tail_size)
                 self.pages.checkpoint = 0
                 pages_unlock(&self.pages)
+            turn_ask()
+        turn_taken()
         try:
             begun = self.log._begun(began - PAGES_LOG if began > PAGES_LOG else began, &capture)
             self.raise_result(result, 0)
@@ -443,6 +448,8 @@ cdef class Pages:
         cdef int result
         with nogil:
             result = blocks_settle(&self.pages)
+            turn_ask()
+        turn_taken()
         self.raise_result(result, 0)
 
     # What the background thread does
@@ -488,6 +495,8 @@ cdef class Pages:
         cdef int result
         with nogil:
             result = clean_while_due(&self.pages, opened_max, &cleaned, &damaged)
+            turn_ask()
+        turn_taken()
         self._damaged_segments += damaged
         self.raise_result(result, 0)
         return cleaned > 0

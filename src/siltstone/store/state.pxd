@@ -165,6 +165,8 @@ cdef struct pages_counters_t:
 
 cdef struct pages_t:
     pthread_mutex_t lock            # guards all below
+    uint32_t wanted                 # by so many who try; atomic
+    uint32_t given                  # so often to one of them
     ordered_t *stream
     pool_t *pool                    # NULL: loads read one after the other
     const page_ops_t *ops
