@@ -1,6 +1,7 @@
 """From a tree's root to a leaf, under the lock of the pages. See descent.pyx."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from siltstone.store.hints cimport hint_record
 from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_t,
                                    prefetch)
 from siltstone.store.pagecache cimport pages_t, page_node, snapshot_t
@@ -45,20 +46,27 @@ cdef uint32_t path_ahead(const path_t *path, bint reverse, uint64_t *pids,
                          uint32_t room) noexcept nogil
 
 # The present leaf that holds `key`, as short as it can be said. NULL: *missing has to be loaded,
-# or path_find() says what is wrong.
+# or path_find() says what is wrong. `hint`: where in the leaf the record may be, or NULL.
 cdef inline node_t *leaf_find(pages_t *pages, uint64_t pid, const char *key, uint32_t size,
-                              uint64_t *missing) noexcept nogil:
+                              const uint8_t *hint, uint64_t *missing) noexcept nogil:
     cdef node_t *node
     cdef uint32_t depth
+    cdef uint8_t level = 0              # of the page above
+    cdef const char *record
     for depth in range(DEPTH_MAX):
         node = <node_t *>page_node(pages, pid)
         # Its first lines at once, not one after the other: what a search waits for is memory.
         prefetch(<const char *>node + 64)
         prefetch(<const char *>node + 128)
         prefetch(<const char *>node + 192)
+        if level == 1 and hint != NULL:
+            record = hint_record(hint, node)
+            prefetch(record)
+            prefetch(record + 64)
+            prefetch(record + 128)
         if node == NULL or node.kind != PAGE_INNER:
             missing[0] = pid
             return node if node != NULL and node.kind == PAGE_LEAF else NULL
-        pid = node_child(node, node_descend(node, key, size))
+        pid, level = node_child(node, node_descend(node, key, size)), node.level
     missing[0] = pid
     return NULL

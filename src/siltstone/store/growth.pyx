@@ -25,7 +25,7 @@ from siltstone.store.page cimport (CHANGE_HEADER_SIZE, CHANGE_SET, KEY_SIZE_MAX,
                                    node_copy, node_delete, node_free, node_image_size, node_key,
                                    node_prefix_with, node_record, node_reserve, node_root,
                                    node_search, node_separator, node_set, node_slice, node_t,
-                                   record_word, slot_t, word_bytes)
+                                   record_word, slot_size, word_bytes)
 from siltstone.store.pagecache cimport (PAGES_OK, change_allocate, change_base, change_link,
                                         pages_fragment_max, pages_lock, pages_unlock)
 
@@ -177,7 +177,8 @@ cdef int _finish(growth_t *growth, node_t **work, bint appended) noexcept nogil:
     if result != PAGES_OK:
         return result
     node = work[0]
-    if node.capacity - node.capacity // 4 > node_image_size(node) + node.count * sizeof(slot_t):
+    if node.capacity - node.capacity // 4 > (node_image_size(node)
+                                             + node.count * slot_size(node.kind)):
         node = node_slice(work[0], 0, work[0].count, 0)     # without the room for more
         node_free(work[0])
     work[0] = NULL

@@ -21,10 +21,10 @@ from siltstone.store.page cimport (CHANGE_CUT, CHANGE_DELETE, CHANGE_HEADER_SIZE
                                    CHANGE_SET, IMAGE_HEADER_SIZE, KEY_SIZE_MAX,
                                    NODE_SIZE_MAX, PAGE_BLOB, PAGE_INNER, PAGE_INVALID, PAGE_LEAF,
                                    PAGE_NO_MEMORY, PAGE_OK, PID_SIZE, RECORD_BLOB, WORD_SIZE,
-                                   blob_valid, key_head, make_word, node_blob, node_check_entry,
+                                   blob_valid, make_word, node_blob, node_check_entry,
                                    node_cut, node_delete, node_free, node_new, node_prefix,
-                                   node_record, node_search, node_set, node_slots,
-                                   node_t, record_word, slot_t, word_bytes, word_key_size,
+                                   node_record, node_search, node_set, node_t,
+                                   record_word, slot_set, slot_size, word_bytes, word_key_size,
                                    word_payload_size)
 
 cdef enum:
@@ -146,9 +146,9 @@ cdef void image_encode(const node_t *node, char *out) noexcept nogil:
 
 cdef int _fill(node_t *node, const char *records, uint32_t size, uint32_t count) noexcept nogil:
     # Slots for `count` records that should tile `size` bytes.
-    cdef slot_t *slots = node_slots(node)
     cdef uint32_t at = 0, index, word
     node.heap = size
+    node.count = count
     memcpy(<char *>node + node.capacity - size, records, size)
     for index in range(count):
         if size - at < WORD_SIZE:
@@ -156,9 +156,7 @@ cdef int _fill(node_t *node, const char *records, uint32_t size, uint32_t count)
         memcpy(&word, records + at, WORD_SIZE)
         if size - at < word_bytes(word):
             return PAGE_INVALID
-        slots[index].offset = size - at
-        slots[index].head = key_head(records + at + WORD_SIZE, word_key_size(word))
-        node.count += 1
+        slot_set(node, index, size - at)
         if node_check_entry(node, index) != 0:
             return PAGE_INVALID
         at += word_bytes(word)
@@ -190,7 +188,7 @@ cdef int image_decode(const char *image, uint64_t size, node_t **made) noexcept 
     if (level > LEVEL_MAX or prefix_size > KEY_SIZE_MAX or count > rest // WORD_SIZE
             or (kind == PAGE_INNER and count == 0)):
         return PAGE_INVALID
-    node = node_new(kind, level, rest + count * <uint32_t>sizeof(slot_t) + prefix_size + 8)
+    node = node_new(kind, level, rest + count * slot_size(kind) + prefix_size + 8)
     if node == NULL:
         return PAGE_NO_MEMORY
     node.prefix_size = prefix_size

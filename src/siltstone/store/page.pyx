@@ -1,27 +1,25 @@
 """A page of the Store in memory: what changes a node, and what makes nodes out of nodes.
 
-Layout and search are in page.pxd; bytes on the device in image.pyx. One common prefix a node, an
-array of slots in key order, records behind a gap: an insert copies one record and moves slots, a
-record of the same size is replaced in place, a deletion leaves its record dead. A node that is
-full moves to a larger allocation, or to one of the same size when enough of it is dead; else
-nothing is allocated. Sizes are soft: whoever owns the node splits it.
+Layout and search are in page.pxd; bytes on the device in image.pyx. One common prefix a node,
+slots in key order, records behind a gap: an insert copies one record and moves slots, a record of
+the same size is replaced in place, a deletion leaves its record dead. A node that is full moves to
+a larger allocation, or to one of the same size when enough of it is dead; else nothing is
+allocated. Sizes are soft: whoever owns the node splits it.
 
 Nobody else may touch a node while it is changed: the caller holds the store's lock, or the node
 is its own. Invariants (node_check): 1 kind, sizes and counts fit the allocation; 2 each record
 lies inside the records; 3 records in use and dead ones make up `heap`; 4 keys rise; 5 heads are
-those of the keys; 6 an inner node has entry 0 without key, and every payload is a pid; 7 key and
-payload sizes are within their limits.
+those of the keys; 6 an inner node has entry 0 without key, and every payload is a pid, that of
+its slot; 7 key and payload sizes are within their limits.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from siltstone.store.cells cimport cell_give, cell_size, cell_take
 
 
 cdef inline uint32_t _gap(const node_t *node) noexcept nogil:
-    cdef uint64_t slots = <uint64_t>(<const char *>(node_slots(node) + node.count)
-                                     - <const char *>node)
-    return node.capacity - node.heap - <uint32_t>slots
+    return node.capacity - node.heap - <uint32_t>node_slots_end(node)
 
 
 cdef inline uint32_t _common(const char *a, uint32_t a_size, const char *b,
@@ -130,9 +128,9 @@ cdef uint64_t _records_size(const node_t *node, uint32_t begin, uint32_t end) no
     return size
 
 
-cdef void _add_moved(node_t *node, const node_t *source, uint32_t index,
+cdef void _add_moved(node_t *node, uint32_t at, const node_t *source, uint32_t index,
                      bint keyless) noexcept nogil:
-    # Append an entry of `source`, whose prefix may be longer or shorter.
+    # Fill slot `at` with an entry of `source`, whose prefix may be longer or shorter.
     cdef const char *record = node_record(source, index)
     cdef uint32_t word = record_word(record), size = word_key_size(word), more = 0, less = 0
     cdef uint32_t payload = word_payload_size(word), all_size
@@ -146,14 +144,12 @@ cdef void _add_moved(node_t *node, const node_t *source, uint32_t index,
     all_size = size + more - less
     node.heap += WORD_SIZE + all_size + payload
     out = <char *>node + node.capacity - node.heap
-    node_slots(node)[node.count].offset = node.heap
     word = make_word(all_size, payload, word & RECORD_BLOB())
     memcpy(out, &word, WORD_SIZE)
     out += WORD_SIZE
     memcpy(out, node_prefix(source) + node.prefix_size, more)
     memcpy(out + more, record + WORD_SIZE + less, size - less + payload)
-    node_slots(node)[node.count].head = key_head(out, all_size)
-    node.count += 1
+    slot_set(node, at, node.heap)
 
 
 cdef node_t *_rebuild(const node_t *node, uint32_t begin, uint32_t end, uint32_t prefix_size,
@@ -163,7 +159,7 @@ cdef node_t *_rebuild(const node_t *node, uint32_t begin, uint32_t end, uint32_t
     cdef uint32_t index, first, count = end - begin
     cdef node_t *made
     cdef const char *prefix
-    size += <uint64_t>count * sizeof(slot_t)
+    size += <uint64_t>count * slot_size(node.kind)
     if prefix_size < node.prefix_size:
         size += <uint64_t>count * (node.prefix_size - prefix_size)
     made = _allocate(node.kind, node.level, NULL, prefix_size, size)
@@ -175,23 +171,22 @@ cdef node_t *_rebuild(const node_t *node, uint32_t begin, uint32_t end, uint32_t
         # all of [begin, end) that have keys share it: the last one has it
         prefix = node_record(node, end - 1) + WORD_SIZE
         memcpy(<char *>node_prefix(made) + first, prefix, prefix_size - first)
+    made.count = count
     for index in range(begin, end):
-        _add_moved(made, node, index, index == begin and node.kind == PAGE_INNER)
+        _add_moved(made, index - begin, node, index, index == begin and node.kind == PAGE_INNER)
     return made
 
 
 cdef node_t *_grown(const node_t *node, uint64_t room) noexcept nogil:
     # The same bytes in a larger allocation.
     cdef uint64_t size = cell_size(<uint64_t>node.capacity + room)
-    cdef uint64_t slots = <uint64_t>(<const char *>(node_slots(node) + node.count)
-                                     - <const char *>node)
     cdef node_t *made
     if size > NODE_SIZE_MAX:
         return NULL
     made = <node_t *>cell_take(size)
     if made == NULL:
         return NULL
-    memcpy(made, node, slots)
+    memcpy(made, node, node_slots_end(node))
     made.capacity = <uint32_t>size
     memcpy(<char *>made + size - node.heap, <const char *>node + node.capacity - node.heap,
            node.heap)
@@ -203,7 +198,7 @@ cdef int node_reserve(node_t **node, uint64_t bytes, uint32_t entries,
     """Room for `bytes` of records and `entries` slots, with a prefix of at most `prefix_size`."""
     cdef node_t *old = node[0]
     cdef node_t *made
-    cdef uint64_t need = bytes + <uint64_t>entries * sizeof(slot_t)
+    cdef uint64_t need = bytes + <uint64_t>entries * slot_size(old.kind)
     cdef uint32_t prefix = prefix_size if prefix_size < old.prefix_size else old.prefix_size
     if prefix == old.prefix_size and _gap(old) >= need:
         return PAGE_OK
@@ -220,22 +215,49 @@ cdef int node_reserve(node_t **node, uint64_t bytes, uint32_t entries,
 
 # Changes ----------------------------------------------------------------------------------------
 
+cdef void _slot_open(node_t *node, uint32_t index) noexcept nogil:
+    # Slot `index` is new. An array that moves makes way for the one before it.
+    cdef uint32_t *heads = node_heads(node)
+    cdef uint32_t *offsets = node_offsets(node)
+    cdef uint64_t *pids = node_pids(node)
+    cdef uint64_t behind = node.count - index
+    if node.kind == PAGE_INNER:
+        memmove(pids + index + 2, pids + index, behind * PID_SIZE)
+        memmove(pids + 1, pids, index * PID_SIZE)
+    memmove(offsets + index + 2, offsets + index, behind * 4)
+    memmove(offsets + 1, offsets, index * 4)
+    memmove(heads + index + 1, heads + index, behind * 4)
+    node.count += 1
+
+
+cdef void _slots_close(node_t *node, uint32_t begin, uint32_t end) noexcept nogil:
+    # Slots [begin, end) go.
+    cdef uint32_t *heads = node_heads(node)
+    cdef uint32_t *offsets = node_offsets(node)
+    cdef uint64_t *pids = node_pids(node)
+    cdef uint64_t behind = node.count - end
+    node.count -= end - begin
+    memmove(heads + begin, heads + end, behind * 4)
+    memmove(node_offsets(node), offsets, begin * 4)
+    memmove(node_offsets(node) + begin, offsets + end, behind * 4)
+    if node.kind == PAGE_INNER:
+        memmove(node_pids(node), pids, begin * PID_SIZE)
+        memmove(node_pids(node) + begin, pids + end, behind * PID_SIZE)
+
+
 cdef void _put(node_t *node, uint32_t index, bint replace, const char *suffix, uint32_t size,
                const char *payload, uint32_t payload_size, uint32_t blob) noexcept nogil:
     # Write a record into the gap, which has room, and point slot `index` at it.
-    cdef slot_t *slots = node_slots(node)
     cdef uint32_t word = make_word(size, payload_size, blob)
     cdef char *out
     if not replace:
-        memmove(slots + index + 1, slots + index, (node.count - index) * sizeof(slot_t))
-        node.count += 1
+        _slot_open(node, index)
     node.heap += WORD_SIZE + size + payload_size
     out = <char *>node + node.capacity - node.heap
-    slots[index].offset = node.heap
-    slots[index].head = key_head(suffix, size)
     memcpy(out, &word, WORD_SIZE)
     memcpy(out + WORD_SIZE, suffix, size)
     memcpy(out + WORD_SIZE + size, payload, payload_size)
+    slot_set(node, index, node.heap)
 
 
 cdef bint _overwritten(node_t *node, uint32_t index, const char *payload, uint32_t payload_size,
@@ -249,6 +271,8 @@ cdef bint _overwritten(node_t *node, uint32_t index, const char *payload, uint32
     word = make_word(size, payload_size, blob)
     memcpy(record, &word, WORD_SIZE)
     memcpy(record + WORD_SIZE + size, payload, payload_size)
+    if node.kind == PAGE_INNER:
+        memcpy(node_pids(node) + index, payload, PID_SIZE)
     return True
 
 
@@ -283,17 +307,15 @@ cdef int node_set(node_t **node, const char *key, uint32_t size, const char *pay
 
 
 cdef void node_delete(node_t *node, uint32_t index) noexcept nogil:
-    cdef slot_t *slots = node_slots(node)
     node.dead += word_bytes(record_word(node_record(node, index)))
-    node.count -= 1
-    memmove(slots + index, slots + index + 1, (node.count - index) * sizeof(slot_t))
+    _slots_close(node, index, index + 1)
     _emptied(node)
 
 
 cdef void node_cut(node_t *node, uint32_t index) noexcept nogil:
     """Entry `index` and all behind it go."""
     node.dead += <uint32_t>_records_size(node, index, node.count)
-    node.count = index
+    _slots_close(node, index, node.count)
     _emptied(node)
 
 
@@ -324,7 +346,7 @@ cdef node_t *node_join(const node_t *left, const node_t *right, const char *sepa
         prefix = _common(node_prefix(left if left.count > 1 else right), prefix, separator,
                          separator_size)
     size = (<uint64_t>left.heap + right.heap + WORD_SIZE + separator_size + PID_SIZE
-            + (<uint64_t>left.count + right.count) * sizeof(slot_t)
+            + (<uint64_t>left.count + right.count) * slot_size(left.kind)
             + <uint64_t>left.count * (left.prefix_size - (
                 prefix if prefix < left.prefix_size else left.prefix_size))
             + <uint64_t>right.count * (right.prefix_size - (
@@ -333,15 +355,16 @@ cdef node_t *node_join(const node_t *left, const node_t *right, const char *sepa
                      node_prefix(left if left.count > node_first(left) else right), prefix, size)
     if made == NULL:
         return NULL
+    made.count = left.count + right.count
     for index in range(left.count):
-        _add_moved(made, left, index, False)
+        _add_moved(made, index, left, index, False)
     for index in range(right.count):
         if index == 0 and left.kind == PAGE_INNER:
             pid = node_child(right, 0)
-            _put(made, made.count, False, separator + prefix, separator_size - prefix,
+            _put(made, left.count, True, separator + prefix, separator_size - prefix,
                  <const char *>&pid, PID_SIZE, 0)
         else:
-            _add_moved(made, right, index, False)
+            _add_moved(made, left.count + index, right, index, False)
     return made
 
 
@@ -360,12 +383,14 @@ cdef uint32_t node_separator(const node_t *node, uint32_t index, char *out) noex
 cdef int node_check_entry(const node_t *node, uint32_t index) noexcept nogil:
     cdef const char *record = node_record(node, index)
     cdef uint32_t word = record_word(record), size = word_key_size(word)
-    cdef slot_t slot = node_slots(node)[index]
-    if slot.offset > node.heap or slot.offset < word_bytes(word):
+    cdef uint32_t offset = node_offsets(node)[index]
+    if offset > node.heap or offset < word_bytes(word):
         return 2
-    if slot.head != key_head(record + WORD_SIZE, size):
+    if node_heads(node)[index] != key_head(record + WORD_SIZE, size):
         return 5
-    if node.kind == PAGE_INNER and (word_payload_size(word) != PID_SIZE or word & RECORD_BLOB()):
+    if node.kind == PAGE_INNER and (
+            word_payload_size(word) != PID_SIZE or word & RECORD_BLOB()
+            or memcmp(record + WORD_SIZE + size, node_pids(node) + index, PID_SIZE) != 0):
         return 6
     if node.kind == PAGE_INNER and index == 0:
         return 6 if size else 0
@@ -382,10 +407,8 @@ cdef int node_check_entry(const node_t *node, uint32_t index) noexcept nogil:
 
 cdef int node_check(const node_t *node) noexcept nogil:
     cdef uint32_t index
-    cdef uint64_t size = NODE_HEADER_SIZE
+    cdef uint64_t size = node_slots_end(node) + node.heap
     cdef int broken
-    size += ((<uint64_t>node.prefix_size + 7) & ~<uint64_t>7)
-    size += <uint64_t>node.count * sizeof(slot_t) + node.heap
     if not PAGE_LEAF <= node.kind <= PAGE_BLOB or size > node.capacity or node.zero:
         return 1
     if node.kind == PAGE_BLOB:

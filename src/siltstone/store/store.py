@@ -96,6 +96,7 @@ class Store(Tree):
         self._pages = TreePages()
         self._pages.page_size = self.settings.page_size
         self._pages.value_size_max = self.settings.value_size_max
+        self._pages.hint(self.settings.cache)
         if self.settings.path is None and self._seams["device"] is None:
             # The files keep their space until they are closed, and no name: nothing can stay.
             with tempfile.TemporaryDirectory(prefix="siltstone-") as directory:

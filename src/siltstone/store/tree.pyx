@@ -13,7 +13,7 @@ from operator import index
 
 from cpython.bytes cimport (PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize,
                             PyBytes_GET_SIZE)
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from siltstone.errors import (Closed, Conflict, InvalidValue, KeyMissing, SnapshotTooOld,
@@ -21,6 +21,7 @@ from siltstone.errors import (Closed, Conflict, InvalidValue, KeyMissing, Snapsh
 from siltstone.store.blob cimport BLOB_REFERENCE_MAX, blob_write
 from siltstone.store.changes cimport Changes
 from siltstone.store.descent cimport (SEEK_AT, leaf_find, path_find, path_leaf, path_pid, path_t)
+from siltstone.store.hints cimport hint_of, hint_set
 from siltstone.store.page cimport (KEY_SIZE_MAX, RECORD_BLOB, WORD_SIZE, node_record, node_search,
                                    node_t, record_word, word_key_size, word_payload_size)
 from siltstone.store.pagecache cimport (PAGES_MISS, PAGES_OK, change_abandon, change_begin,
@@ -114,6 +115,7 @@ cdef class Reader:
         cdef const char *data
         cdef const char *record
         cdef uint32_t size, index, word
+        cdef uint8_t *hint = NULL
         cdef bint found = False
         cdef object value
         cdef int result
@@ -127,7 +129,8 @@ cdef class Reader:
             pages = &self.pages.pages
             leaf = NULL
             if snapshot == NULL:
-                leaf = leaf_find(pages, self.pid, data, size, &path.missing)
+                hint = hint_of(&self.pages.hints, data, size)
+                leaf = leaf_find(pages, self.pid, data, size, hint, &path.missing)
             if leaf == NULL:
                 result = path_find(pages, self.pid, SEEK_AT, data, size, snapshot, False, &path)
                 if result == PAGES_OK:
@@ -144,6 +147,7 @@ cdef class Reader:
                 return found if default is _MISSING else default
             record = node_record(leaf, index)
             word = record_word(record)
+            hint_set(hint, leaf, record)
             record += WORD_SIZE + word_key_size(word)
             if word & RECORD_BLOB():
                 value = self.large(record, word_payload_size(word))

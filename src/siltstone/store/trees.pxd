@@ -1,6 +1,7 @@
 """The pages of a store's trees: the handle that all of them share, snapshots, notes of reads."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from siltstone.store.hints cimport hints_t
 from siltstone.store.page cimport node_t
 from siltstone.store.pagecache cimport Pages, change_t, pages_t, snapshot_t
 
@@ -26,6 +27,7 @@ cdef class TreePages(Pages):
     cdef public uint32_t page_size          # a page with a larger image is split
     cdef public uint32_t part_size          # of large values
     cdef public uint64_t value_size_max
+    cdef hints_t hints                      # guarded by pages.lock
     cdef generation_t *generations          # guarded by pages.lock; covers every root id in use
     cdef uint32_t generation_count
     cdef readonly uint64_t conflict_count     # transactions that had to be refused

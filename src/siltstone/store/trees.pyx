@@ -14,8 +14,8 @@ cimport cython
 from cpython.bytes cimport (PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize,
                             PyBytes_GET_SIZE)
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from siltstone.errors import Closed, Corruption, InvalidKey, InvalidValue, KeyMissing, ReadOnly
@@ -39,6 +39,7 @@ from siltstone.store.reshape cimport tree_sweep
 
 cdef enum:
     SWEEP_LEAVES = 32           # in one hold of the lock
+    HINT_SHARE = 128            # bytes of memory that a hint is for: a record of usual size
 
 
 # What the page cache does with nodes --------------------------------------------------------------
@@ -116,7 +117,17 @@ cdef class TreePages(Pages):
         self.value_size_max = 1 << 30
 
     def __dealloc__(self):
+        free(self.hints.lines)
         free(self.generations)
+
+    def hint(self, cache):
+        """Before opening: keep hints for a store of so many bytes of memory (hints.pxd)."""
+        cdef uint32_t bits = max(1, (cache // HINT_SHARE).bit_length() - 1)
+        free(self.hints.lines)
+        self.hints.lines = <uint8_t *>calloc(1, <uint64_t>1 << bits)
+        if self.hints.lines == NULL:
+            raise MemoryError("no memory for hints")
+        self.hints.shift = 64 - bits
 
     cdef uint32_t inline_max(self) noexcept nogil:
         """Bytes of the largest value that a leaf holds itself."""
