@@ -91,6 +91,33 @@ def test_kill_keeps_durable_commits(durability, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 4])
+def test_kill_keeps_durable_batches(threads, tmp_path):
+    """Large enough that their records are on the way before they are installed."""
+    script = f"""
+import os, signal, siltstone
+from concurrent.futures import ThreadPoolExecutor
+store = siltstone.Store({str(tmp_path / "store")!r}, durability="sync")
+def work(thread):
+    for number in range(0, 1000, 100):
+        with store.batch() as batch:
+            for key in range(number, number + 100):
+                batch[b"%d:%d" % (thread, key)] = b"%d" % key * 40
+with ThreadPoolExecutor({threads}) as pool:
+    list(pool.map(work, range({threads})))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    assert ran.returncode == -signal.SIGKILL
+    with siltstone.Store(tmp_path / "store") as store:
+        assert len(store) == 1000 * threads
+        for thread in range(threads):
+            for key in range(1000):
+                assert store[b"%d:%d" % (thread, key)] == b"%d" % key * 40
+        assert store.verify().ok
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["interval", "none"])
 def test_kill_keeps_a_prefix_up_to_the_last_sync(durability, tmp_path):
     assert ended(tmp_path / "store", durability, "store.sync(); " + KILL)

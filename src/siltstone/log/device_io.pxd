@@ -66,6 +66,10 @@ cdef int64_t device_read(device_t *device, uint32_t slot, uint64_t offset, void 
                          uint64_t size, uint32_t flags) noexcept nogil
 cdef int64_t device_write(device_t *device, uint32_t slot, uint64_t offset, const void *data,
                           uint64_t size) noexcept nogil
+# Whether writing is a copy to the operating system, no more; and to have it begin with the medium.
+cdef bint device_buffered(const device_t *device) noexcept nogil
+cdef void device_write_back(device_t *device, uint32_t slot, uint64_t offset,
+                            uint64_t size) noexcept nogil
 # fdatasync of every file written since the last one; covers every device_write that had returned
 # before the call. 0 or -errno. After a failure every later call fails with the same errno.
 cdef int device_sync(device_t *device) noexcept nogil

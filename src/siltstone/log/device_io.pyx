@@ -48,6 +48,12 @@ cdef extern from *:
         ssize_t put = pwrite(fd, data, size, (off_t)offset);
         return put >= 0 ? put : -errno;
     }
+    /* Only asked for: what comes of it fdatasync() says. */
+    static void silt_write_back(int fd, uint64_t offset, uint64_t size) {
+    #ifdef SYNC_FILE_RANGE_WRITE
+        sync_file_range(fd, (off_t)offset, (off_t)size, SYNC_FILE_RANGE_WRITE);
+    #endif
+    }
     static int silt_fdatasync(int fd) { return fdatasync(fd) == 0 ? 0 : -errno; }
     static void *silt_aligned(uint64_t size) {
         void *memory = NULL;
@@ -64,6 +70,7 @@ cdef extern from *:
     int64_t c_pread "silt_pread"(int, void *, uint64_t, uint64_t) noexcept nogil
     int64_t c_pread_nowait "silt_pread_nowait"(int, void *, uint64_t, uint64_t) noexcept nogil
     int64_t c_pwrite "silt_pwrite"(int, const void *, uint64_t, uint64_t) noexcept nogil
+    void c_write_back "silt_write_back"(int, uint64_t, uint64_t) noexcept nogil
     int c_fdatasync "silt_fdatasync"(int) noexcept nogil
     void *c_aligned "silt_aligned"(uint64_t) noexcept nogil
     uint32_t exchange32 "silt_exchange32"(uint32_t *, uint32_t) noexcept nogil
@@ -357,6 +364,18 @@ cdef int sync_files(device_t *device) noexcept nogil:
             if result != 0:
                 return result
     return 0
+
+
+cdef bint device_buffered(const device_t *device) noexcept nogil:
+    return device.kind == DEVICE_FILES and not device.direct
+
+
+cdef void device_write_back(device_t *device, uint32_t slot, uint64_t offset,
+                            uint64_t size) noexcept nogil:
+    cdef uint32_t number = 0
+    cdef uint64_t base = 0
+    if device_buffered(device) and device_place(device, slot, &number, &base) == 0:
+        c_write_back(device.files[number].fd, base + offset, size)
 
 
 cdef int device_sync(device_t *device) noexcept nogil:

@@ -187,6 +187,9 @@ cdef int ordered_roll(ordered_t *stream) noexcept nogil
 
 # All completed records to the operating system.
 cdef int ordered_flush(ordered_t *stream) noexcept nogil
+# Completed records begin their way to the medium, unless somebody is at it: for who is going to
+# sync and has something else to do until then. What goes wrong, the sync says.
+cdef void ordered_start(ordered_t *stream) noexcept nogil
 # Everything that was appended before the call (or below `target`, if not 0) to the medium. One
 # fdatasync runs at a time and covers all who wait.
 cdef int ordered_sync(ordered_t *stream, uint64_t target) noexcept nogil

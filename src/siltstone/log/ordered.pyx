@@ -23,7 +23,8 @@ from siltstone.log.atomics cimport add64
 from siltstone.log.chain cimport (CHAIN_FULL, CHAIN_NOT_READY, chain_find, chain_open,
                                   chain_prepare, chain_run_header, chain_wants_preparing)
 from siltstone.log.checksum cimport crc32c
-from siltstone.log.device_io cimport device_sync, device_t, device_write
+from siltstone.log.device_io cimport (device_buffered, device_sync, device_t, device_write,
+                                      device_write_back)
 from siltstone.log.format cimport (RECORD_HEADER_SIZE, RECORD_PAD, RECORD_SIZE_MIN, RUN_HEADER_SIZE,
                                    SEGMENT_HEADER_SIZE, SLOT_NONE, record_bytes, record_checksum,
                                    record_header_t, record_word)
@@ -73,6 +74,7 @@ cdef enum:
     # this and wake-ups by round, 8 threads on 2 cores (one record each, real disk) took 0.66 to
     # 0.69 of a core instead of 0.84 at about the same rate (docs/decisions/0065).
     LEAD_MORE = 4
+    START_MIN = 2 * BLOCK       # less is not worth a call of its own
     SIDES = 4                   # rounds whose waiters are told apart
 
 
@@ -196,22 +198,10 @@ cdef int64_t write_range(ordered_t *stream, ordered_buffer_t *buffer, uint32_t s
     return put
 
 
-cdef int write_buffer(ordered_t *stream, uint64_t sequence) noexcept nogil:
-    """Bring the device up to what is complete. Lock held; dropped while writing."""
-    cdef ordered_buffer_t *buffer = buffer_of(stream, sequence)
-    cdef uint32_t end, start, whole
+cdef int write_to(ordered_t *stream, ordered_buffer_t *buffer, uint32_t end) noexcept nogil:
+    """Nobody else writes it, and there is something to write. Lock held; dropped meanwhile."""
+    cdef uint32_t start = buffer.written - buffer.written % BLOCK, whole = end - end % BLOCK
     cdef int64_t put
-    while buffer.writing and buffer.sequence == sequence and not stream.failed:
-        pthread_cond_wait(&stream.changed, &stream.lock)
-    if stream.failed:
-        return LOG_FAILED
-    if buffer.sequence != sequence or sequence < stream.oldest:
-        return LOG_OK
-    end = complete_to(stream, buffer)
-    if end <= buffer.written:
-        return LOG_OK
-    start = buffer.written - buffer.written % BLOCK
-    whole = end - end % BLOCK
     if end > whole:
         memcpy(buffer.tail, buffer.data + whole, end - whole)
         memset(buffer.tail + (end - whole), 0, BLOCK - (end - whole))
@@ -228,6 +218,20 @@ cdef int write_buffer(ordered_t *stream, uint64_t sequence) noexcept nogil:
     give_back(stream)
     pthread_cond_broadcast(&stream.changed)
     return LOG_OK
+
+
+cdef int write_buffer(ordered_t *stream, uint64_t sequence) noexcept nogil:
+    """Bring the device up to what is complete. Lock held; dropped while writing."""
+    cdef ordered_buffer_t *buffer = buffer_of(stream, sequence)
+    cdef uint32_t end
+    while buffer.writing and buffer.sequence == sequence and not stream.failed:
+        pthread_cond_wait(&stream.changed, &stream.lock)
+    if stream.failed:
+        return LOG_FAILED
+    if buffer.sequence != sequence or sequence < stream.oldest:
+        return LOG_OK
+    end = complete_to(stream, buffer)
+    return write_to(stream, buffer, end) if end > buffer.written else LOG_OK
 
 
 cdef int write_all(ordered_t *stream) noexcept nogil:
@@ -701,6 +705,29 @@ cdef int ordered_flush(ordered_t *stream) noexcept nogil:
     result = LOG_FAILED if stream.failed else write_all(stream)
     pthread_mutex_unlock(&stream.lock)
     return result
+
+
+cdef void start_buffer(ordered_t *stream, ordered_buffer_t *buffer) noexcept nogil:
+    """Lock held; dropped while writing."""
+    cdef uint32_t start = buffer.written - buffer.written % BLOCK, slot = buffer.slot
+    cdef uint32_t end = complete_to(stream, buffer), offset = buffer.offset
+    if buffer.writing or end < start + START_MIN or write_to(stream, buffer, end) != LOG_OK:
+        return
+    pthread_mutex_unlock(&stream.lock)
+    device_write_back(stream.device, slot, <uint64_t>offset + start, end - start)
+    pthread_mutex_lock(&stream.lock)
+
+
+cdef void ordered_start(ordered_t *stream) noexcept nogil:
+    cdef uint64_t sequence
+    if not device_buffered(stream.device):
+        return
+    pthread_mutex_lock(&stream.lock)
+    sequence = stream.oldest
+    while sequence < stream.next and not stream.failed and not stream.syncing:
+        start_buffer(stream, buffer_of(stream, sequence))
+        sequence = max(sequence + 1, stream.oldest)
+    pthread_mutex_unlock(&stream.lock)
 
 
 cdef int sync_round(ordered_t *stream) noexcept nogil:

@@ -139,7 +139,7 @@ cdef class Changes:
                 keep = []
                 try:
                     self._fill(&plan, keep)
-                    plan.whole = stale >= STALE_MAX
+                    plan.whole, plan.change.waits = stale >= STALE_MAX, durable
                     if self._carry_out(&plan, reads) != PLAN_STALE:
                         if watchers is not None and plan.effects:
                             watchers.publish(self._events(&plan, names))

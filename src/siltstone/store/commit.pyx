@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 
 from siltstone.log.log cimport LOG_OK, LOG_TOO_LARGE, part_t
 from siltstone.log.ordered cimport (ORDERED_URGENT, ordered_group_abandon,
-                                    ordered_group_commit, ordered_payload_max)
+                                    ordered_group_commit, ordered_payload_max, ordered_start)
 from siltstone.store.append cimport (append_image, append_node, append_record, page_rewrite,
                                      pages_fragment_max, places_bytes)
 from siltstone.store.resident cimport entry_set_node, page_resized
@@ -642,6 +642,8 @@ cdef int change_commit(change_t *change) noexcept nogil:
     if result != PAGES_OK:
         change_abandon(change)
         return result
+    if change.waits:
+        ordered_start(pages.stream)
     install(pages, change)
     settle(change)
     if pages.version_bytes > pages.snapshot_bytes_max:

@@ -262,6 +262,7 @@ cdef struct change_t:
     change_memory_t *memory
     uint64_t bytes                  # that appending the others will take, about
     uint32_t flags                  # ORDERED_URGENT: may use the segments kept for making room
+    bint waits                      # for the medium, as soon as it is committed
     group_t group
     char *notes                     # (root id, difference) pairs
     uint32_t note_count
