@@ -19,6 +19,7 @@ from killrig import check_engine
 import siltstone
 from siltstone import errors
 from siltstone.cache import attachment, births, fork
+from siltstone.log import turns
 
 HANG_S = 40
 SMALL: dict[str, Any] = {"ram": "4MiB", "flash": "8MiB", "segment_size": "256KiB"}
@@ -75,6 +76,14 @@ class Threads:
         for run in self._runs:
             run.result()
         self._pool.shutdown()
+
+
+def test_a_child_gives_no_turns_to_the_threads_of_its_parent():
+    try:
+        assert turns.asked(1) == 1
+        assert in_child(turns.asked) == 0
+    finally:
+        assert turns.asked(-1) == 0
 
 
 def test_a_child_is_a_member_of_its_own(tmp_path: Path) -> None:

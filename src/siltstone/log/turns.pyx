@@ -9,12 +9,29 @@ from libc.stdint cimport uint32_t
 from posix.unistd cimport usleep
 
 from siltstone.log.atomics cimport add32, load32_relaxed
+from siltstone.log.pthread cimport pthread_atfork
 
 cdef enum:
     NAP_US = 1                  # takes about 60, whatever is asked for
     NAPS_MAX = 4
 
 cdef uint32_t wanted = 0        # by so many threads
+
+
+cdef void _begin() noexcept nogil:
+    """In a forked child, which has none of its parent's threads: nobody would ever take a turn."""
+    global wanted
+    wanted = 0
+
+
+pthread_atfork(NULL, NULL, _begin)
+
+
+def asked(int step=0):
+    """How many threads want the GIL, after so many more of them: for tests."""
+    if step:
+        add32(&wanted, <uint32_t>step)
+    return load32_relaxed(&wanted)
 
 
 cdef void turn_ask() noexcept nogil:
