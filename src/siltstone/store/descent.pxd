@@ -54,7 +54,7 @@ cdef inline node_t *leaf_find(pages_t *pages, uint64_t pid, const char *key, uin
     cdef uint8_t level = 0              # of the page above
     cdef const char *record
     for depth in range(DEPTH_MAX):
-        node = <node_t *>page_node(pages, pid)
+        node = <node_t *>page_node(pages, pid, False)
         # Its first lines at once, not one after the other: what a search waits for is memory.
         prefetch(<const char *>node + 64)
         prefetch(<const char *>node + 128)

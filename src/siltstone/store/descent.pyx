@@ -9,7 +9,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_search,
                                    node_t, prefetch)
-from siltstone.store.pagecache cimport PAGES_ABSENT, PAGES_OK, page_get, pages_t, snapshot_t
+from siltstone.store.pagecache cimport (PAGES_ABSENT, PAGES_OK, page_entry, page_get, page_node,
+                                        pages_t, snapshot_t)
 
 
 cdef inline uint32_t _child(const node_t *node, seek_t seek, const char *key,
@@ -50,17 +51,25 @@ cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, 
     cdef node_t *node = NULL
     cdef node_t *above = NULL
     cdef uint32_t depth
+    cdef bint last = False
     cdef int result
     for depth in range(DEPTH_MAX):
         path.pids[depth] = pid
         path.missing = pid
         path.depth = depth + 1
-        # inner pages are hot whoever comes by
-        result = page_get(pages, pid, snapshot, scan and above != NULL and above.level == 1,
-                          <char **>&node, &path.stamp)
-        if result != PAGES_OK:
-            # what a parent names is there: at the root, the tree was dropped meanwhile
-            return TREE_BROKEN if result == PAGES_ABSENT and above != NULL else result
+        node = NULL
+        if snapshot == NULL:
+            # a leaf's entry, which tells its stamp, comes together with the leaf, not before it
+            if last:
+                prefetch(page_entry(pages, pid))
+                prefetch(<const char *>page_entry(pages, pid) + 64)
+            node = <node_t *>page_node(pages, pid, scan and last)
+        if node == NULL:
+            # inner pages are hot whoever comes by
+            result = page_get(pages, pid, snapshot, scan and last, <char **>&node, &path.stamp)
+            if result != PAGES_OK:
+                # what a parent names is there: at the root, the tree was dropped meanwhile
+                return TREE_BROKEN if result == PAGES_ABSENT and above != NULL else result
         prefetch(<const char *>node + 64)       # as in leaf_find()
         prefetch(<const char *>node + 128)
         prefetch(<const char *>node + 192)
@@ -68,12 +77,14 @@ cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, 
         if above != NULL and node.level + 1 != above.level:
             return TREE_BROKEN
         if node.kind == PAGE_LEAF:
+            if snapshot == NULL:
+                path.stamp = page_entry(pages, pid).stamp
             return PAGES_OK
         if node.kind != PAGE_INNER:
             return TREE_BROKEN
         path.indexes[depth] = _child(node, seek, key, size)
         pid = node_child(node, path.indexes[depth])
-        above = node
+        above, last = node, node.level == 1
     return TREE_BROKEN
 
 

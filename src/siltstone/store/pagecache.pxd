@@ -107,15 +107,15 @@ cdef inline int pages_usable(pages_t *pages) noexcept nogil:
 # tells. The entry stays where it is until the unlock.
 #     entry_t *page_entry(pages_t *pages, uint64_t pid)       inline
 
-# The present node, or NULL: then page_get() says why.
-cdef inline char *page_node(pages_t *pages, uint64_t pid) noexcept nogil:
+# The present node, or NULL: then page_get() says why. Its entry is not read.
+cdef inline char *page_node(pages_t *pages, uint64_t pid, bint scan) noexcept nogil:
     cdef uint64_t number = pid >> BLOCK_BITS
     cdef entry_t *entries = pages.blocks[number].entries if number < pages.block_count else NULL
     cdef char *node
     if entries == NULL:
         return NULL
     node = block_nodes(entries)[pid & (BLOCK_ENTRIES - 1)]
-    if node != NULL:
+    if node != NULL and not scan:
         page_warm(pages, pid)
     return node
 
