@@ -118,6 +118,42 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
+def test_a_durable_batch_that_cannot_be_written_is_an_error_and_the_last_one(tmp_path):
+    """A file that may not be written any more, met when the batch begins to be written."""
+    script = f"""
+import resource, siltstone
+def fill(store, name):
+    with store.batch() as batch:
+        for key in range(100):
+            batch[b"%s%d" % (name, key)] = b"v" * 400
+def refused(store, name):
+    try:
+        fill(store, name)
+    except siltstone.errors.EnvironmentFailure as error:
+        return str(error)
+    raise AssertionError("nothing was written, and nobody said so")
+store = siltstone.Store({str(tmp_path / "store")!r}, durability="sync")
+fill(store, b"a")
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+print(refused(store, b"b"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+refused(store, b"c")
+assert store[b"a99"] == b"v" * 400
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], timeout=60, check=True, capture_output=True, text=True
+    )
+    assert "takes no more writes until it is opened again" in ran.stdout
+    with siltstone.Store(tmp_path / "store") as store:
+        keys = set(store)
+        assert keys >= {b"a%d" % key for key in range(100)}
+        assert not any(key.startswith(b"c") for key in keys)
+        assert len(keys) in (100, 200)  # no part of a batch
+        assert store.verify().ok
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["interval", "none"])
 def test_kill_keeps_a_prefix_up_to_the_last_sync(durability, tmp_path):
     assert ended(tmp_path / "store", durability, "store.sync(); " + KILL)

@@ -137,6 +137,25 @@ def test_an_inner_node_finds_the_child(keys: set[bytes], sought: list[bytes], da
         assert node.items() == [(b"", pid(9)), *model[1:at]]
 
 
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 15, 16, 17, 31, 32, 33, 70, 200])
+def test_every_key_is_found_in_nodes_of_any_size(count: int, inner: bool):
+    """Heads apart, all alike but for two, and the largest there is, which no head is above."""
+    for form in (b"%c%c...", b"\xff\xff\xff\xff%c%c", b"same%c%c"):
+        keys = [form % divmod(2 * number + 1, 256) for number in range(count)] + [b"", b"\xff" * 4]
+        keys = sorted(set(filter(bool, keys)))
+        node = Node(level=1, child=7) if inner else Node()
+        for number, key in enumerate(keys):
+            node.set(key, pid(number))
+        assert node.check() == 0
+        between = [form % divmod(2 * number, 256) for number in range(count + 1)]
+        for key in [*keys, *between, b"", b"\xff" * 9]:
+            if inner:
+                assert node.descend(key) == bisect_right(keys, key)
+            else:
+                assert node.find(key) == (bisect_left(keys, key), key in keys)
+
+
 def test_what_all_keys_begin_with_is_stored_once():
     pairs = {b"a long common beginning %06d" % number: b"" for number in range(100)}
     node = filled(pairs).slice(0, 100)

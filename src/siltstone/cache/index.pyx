@@ -10,7 +10,7 @@ from siltstone.cache.shard cimport (
     slot_t,
 )
 from siltstone.log.arena cimport LOCK_TAKEN, arena_t, frame_address, frame_give, frame_take
-from siltstone.log.atomics cimport fence_release, load32_relaxed, store32
+from siltstone.log.atomics cimport fence_release, load32_relaxed, prefetch, store32
 
 cdef enum:
     BUCKET_SLOTS = 4
@@ -21,12 +21,6 @@ cdef enum:
     # pages, which every lookup needs, would compete for one set of the processor's cache.
     DIRECTORY_STEP = 32             # entries in a cache line
     TABLE_STEP = 2                  # descriptors in a cache line
-
-cdef extern from *:
-    """
-    #define silt_prefetch(place) __builtin_prefetch(place)
-    """
-    void prefetch "silt_prefetch"(const void *place) noexcept nogil
 
 # Share of slots in use at which a group grows. At 11/12 with four-slot buckets a search that
 # misses looks at about two cache lines; memory an item falls with every step nearer to 1.

@@ -29,6 +29,7 @@ from siltstone.cache.index cimport (
 from siltstone.cache.items cimport ITEM_TAG
 from siltstone.cache.shard cimport *
 from siltstone.log.arena cimport SECTION_TAGS, section
+from siltstone.log.atomics cimport prefetch
 from siltstone.log.checksum cimport crc32c
 from siltstone.log.livemap cimport LiveMap
 from siltstone.log.log cimport LOG_ALIGNMENT, LOG_RECORD_HEADER, log_dead
@@ -92,7 +93,6 @@ cdef extern from *:
         uint32_t slots
         uint32_t checksum
     uint32_t bits_of "silt_bits"(uint64_t) noexcept nogil
-    void prefetch "__builtin_prefetch"(const void *) noexcept nogil
     enum:
         IMAGE_HEADER_SIZE "SILT_INDEX_IMAGE_SIZE"
 

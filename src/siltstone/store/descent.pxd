@@ -1,9 +1,9 @@
 """From a tree's root to a leaf, under the lock of the pages. See descent.pyx."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from siltstone.log.atomics cimport prefetch
 from siltstone.store.hints cimport hint_record
-from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_t,
-                                   prefetch)
+from siltstone.store.page cimport PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_t
 from siltstone.store.pagecache cimport pages_t, page_node, snapshot_t
 
 cdef enum:

@@ -7,8 +7,9 @@ bounds this one. Nothing here waits, reads a device or changes anything.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from siltstone.log.atomics cimport prefetch
 from siltstone.store.page cimport (PAGE_INNER, PAGE_LEAF, node_child, node_descend, node_search,
-                                   node_t, prefetch)
+                                   node_t)
 from siltstone.store.pagecache cimport (PAGES_ABSENT, PAGES_OK, page_entry, page_get, page_node,
                                         pages_t, snapshot_t)
 

@@ -20,6 +20,7 @@ cdef struct hints_t:
 # NULL without hints. Keys that begin and end alike share one.
 cdef inline uint8_t *hint_of(const hints_t *hints, const char *key, uint32_t size) noexcept nogil:
     cdef uint64_t first = 0, last = 0
+    cdef uint8_t *hint
     if hints.lines == NULL:
         return NULL
     if size >= 8:
@@ -28,9 +29,9 @@ cdef inline uint8_t *hint_of(const hints_t *hints, const char *key, uint32_t siz
     else:
         memcpy(&first, key, size)
     first ^= (last << 23) | (last >> 41)
-    # the hint itself is fetched, too, while the descent is under way
-    prefetch(hints.lines + ((first * <uint64_t>0x9E3779B97F4A7C15) >> hints.shift))
-    return hints.lines + ((first * <uint64_t>0x9E3779B97F4A7C15) >> hints.shift)
+    hint = hints.lines + ((first * <uint64_t>0x9E3779B97F4A7C15) >> hints.shift)
+    prefetch(hint)              # it is read late: on the way to the leaf
+    return hint
 
 cdef inline const char *hint_record(const uint8_t *hint, const void *node) noexcept nogil:
     return <const char *>node + HINT_LINE * <uint32_t>hint[0]

@@ -15,8 +15,6 @@ Searching is inline here; all that changes a node is in page.pyx. No function ta
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from siltstone.log.atomics cimport prefetch
-
 cdef extern from *:
     """
     #ifndef SILT_PAGE

@@ -48,7 +48,9 @@ from siltstone.store.versions cimport pages_snapshot_close, pages_snapshot_open
 # The lock ----------------------------------------------------------------------------------------
 
 cdef enum:
-    TRIES = 400                 # with pauses between them: ten microseconds, a page's move or two
+    # With pauses between them: ten microseconds, a page's move or two, and fifty. Not tuned, but
+    # that 1,500 of the first, with other changes, gained nothing.
+    TRIES = 400
     TRIES_BEHIND = 2000
 
 cdef inline bint pages_trylock(pages_t *pages) noexcept nogil:
