@@ -98,12 +98,10 @@ class History:
         now = self.states.now[""]
         with self.store.transaction(durable=durable) as transaction:
             found = list(transaction.items(limit=3))
-            for key, value in found:
-                del transaction[key]
-                transaction[key[::-1]] = value
             for key, _ in found:
-                del now[key]
-            now.update((key[::-1], value) for key, value in found)
+                del transaction[key], now[key]
+            for key, value in found:  # one may be another's reverse
+                transaction[key[::-1]] = now[key[::-1]] = value
         return bool(found)
 
     def trees(self) -> None:
@@ -204,6 +202,34 @@ def test_inside_checkpoints_and_cleaning(what, seed, thorough):
     assert len(moments) > 5
     for moment in moments if thorough else rng.sample(moments, min(8, len(moments))):
         for image in device.images(moment, rng, mixed=3):
+            check(history, moment, image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(6))
+def test_cleaning_while_a_sync_is_waited_for(number, seed, thorough):
+    """A segment is cleaned inside of every sync, those of checkpoints too, as by another thread."""
+    if number >= 2 and not thorough:
+        pytest.skip("with --thorough (make test-crash)")
+    rng = random.Random(f"{seed} cleaning {number}")
+    inner = CrashDevice(SLOTS, SEGMENT, engine="store")
+    device = FaultDevice(inner)
+    history = History(device, rng, inner)
+    pages, cleaned = history.store._pages, 0
+
+    def clean() -> None:
+        nonlocal cleaned
+        cleaned += pages._clean(990, pages.log.end // SEGMENT)
+
+    device.add("sync", before=clean, last=1 << 30)
+    for turn in range(90):
+        history.step()
+        if turn % 8 == 0:
+            history.store.checkpoint()
+            history.note_synced()
+    assert cleaned > 5
+    for moment in moments_of(history, rng, thorough, 12):
+        for image in inner.images(moment, rng, mixed=3):
             check(history, moment, image)
 
 

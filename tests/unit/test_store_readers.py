@@ -239,7 +239,7 @@ def test_a_store_that_is_forgotten_on_a_background_thread_is_closed(tmp_path):
     held = [siltstone.Store(tmp_path, **TINY)]
     held[0][b"k"] = b"v"
     forgetting = threading.Thread(
-        name="siltstone-upkeep", target=lambda: (held.clear(), gc.collect())
+        name="siltstone-cleaning", target=lambda: (held.clear(), gc.collect())
     )
     forgetting.start()
     forgetting.join()

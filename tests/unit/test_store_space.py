@@ -7,10 +7,11 @@ at full size.
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 import pytest
-from fakes import CrashDevice
+from fakes import CrashDevice, FaultDevice
 from storerig import on_device
 
 import siltstone
@@ -33,7 +34,7 @@ WRITTEN_MAX = 5.8
 
 def new_store(where: Any, **options: Any) -> Any:
     """In a directory, or on a device of the tests; steps of maintenance are the caller's."""
-    if isinstance(where, CrashDevice):
+    if isinstance(where, CrashDevice | FaultDevice):
         return on_device(where, **{**SETTINGS, **options})
     settings = {**SETTINGS, "flush_interval": 3600, "workers": 0, **options}
     return siltstone.Store(where, background=False, **settings)
@@ -128,6 +129,32 @@ def test_writers_help_when_the_background_does_not_keep_up(tmp_path, monkeypatch
                 store[name] = b"%d" % turn * 100
         # 82 to 84 segments of 64 KiB, as the workers are quick with those ahead; without help 266.
         assert store.size_on_disk <= 3.0 * live + 20 * SEGMENT
+
+
+def test_cleaning_goes_on_while_a_checkpoint_waits_for_the_medium(seed):
+    rng = random.Random(seed)
+    waits, go_on = threading.Event(), threading.Event()
+    device = FaultDevice(CrashDevice(400, SEGMENT, engine="store"))
+    with new_store(device) as store:
+        store.update(dict.fromkeys(KEYS, b"0" * 100))
+        for name in rng.choices(KEYS, k=20_000):
+            store[name] = b"1" * 100
+        device.add("sync", before=lambda: waits.set() or go_on.wait(60))
+        checkpoint = threading.Thread(target=store.checkpoint)
+        checkpoint.start()
+        assert waits.wait(60)
+        try:
+            before = store.stats()["cleaned_segments"]
+            assert store._pages.clean_if_due()
+            assert store.stats()["cleaned_segments"] > before
+            assert checkpoint.is_alive()
+        finally:
+            go_on.set()
+            checkpoint.join()
+        steps(store)
+        store._pages.check_invariants()
+        assert store.verify().ok
+        assert {value[:1] for value in store.values()} == {b"0", b"1"}
 
 
 def test_memory_stays_below_the_cache(seed, tmp_path):

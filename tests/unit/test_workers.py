@@ -74,6 +74,23 @@ def test_unfinished_jobs_are_finished_by_close():
     assert done == list(range(10))
 
 
+def test_patient_workers_put_nobody_aside(monkeypatch):
+    policies: list[int] = []
+    with WorkerPool(1, patient=True) as pool:
+        pool.submit(lambda: policies.append(os.sched_getscheduler(0)))
+    with WorkerPool(1) as pool:
+        pool.submit(lambda: policies.append(os.sched_getscheduler(0)))
+    assert policies == [os.SCHED_BATCH, os.SCHED_OTHER]
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    with WorkerPool(1, patient=True) as pool:
+        pool.submit(lambda: policies.append(os.sched_getscheduler(0)))
+    assert policies[2:] == [os.SCHED_OTHER]
+
+
 def test_works_in_a_forked_child():
     with WorkerPool(2) as pool:
         first = threading.Event()

@@ -409,8 +409,9 @@ cdef class OrderedLog:
         finally:
             capture_free(capture)
 
-    def finish_checkpoint(self, begun, bytes state not None):
-        """Write and sync it, make it the newest, and free what neither checkpoint needs."""
+    def finish_checkpoint(self, begun, bytes state not None, *, appended=None):
+        """Write and sync it, make it the newest, and free what neither checkpoint needs. It calls
+        `appended()` before it waits for the medium."""
         start, replay_from, table, groups = begun
         self._check(True)
         with self._checkpoint_lock:
@@ -418,7 +419,7 @@ cdef class OrderedLog:
                 return              # a later one was finished meanwhile
             parts, end = checkpoints.pack(start, replay_from, table, groups, state,
                                            self.payload_max)
-            self._append_checkpoint(parts, end)
+            self._append_checkpoint(parts, end, appended)
             before = self.device.superblock
             self.device.write_superblock(
                 stable_position=self.stable_position,
@@ -433,13 +434,14 @@ cdef class OrderedLog:
             self._checkpoints = ((start, replay_from), self._checkpoints[0])
             self._free_segments()
 
-    def _append_checkpoint(self, list parts, bytes end):
+    def _append_checkpoint(self, list parts, bytes end, appended):
         """All of it, and a sync, without the GIL in between: of a busy process one that waits for
         the GIL gets it after 5 ms, and what a checkpoint frees is waited for."""
         cdef part_t *payloads = <part_t *>malloc((len(parts) + 1) * sizeof(part_t))
         cdef uint32_t count = <uint32_t>len(parts), at
         cdef uint64_t position = 0
         cdef bytes part
+        cdef bint at_once = appended is None
         cdef int result = LOG_OK
         if payloads == NULL:
             raise MemoryError("no memory for a checkpoint")
@@ -451,11 +453,17 @@ cdef class OrderedLog:
                     result = ordered_append(
                         &self.stream, ORDERED_CHECKPOINT_PART if at < count
                         else ORDERED_CHECKPOINT_END, &payloads[at], 1, ORDERED_URGENT, &position)
-            if result == LOG_OK:
+            if result == LOG_OK and at_once:
                 result = ordered_sync(&self.stream, 0)
             turn_ask()
         turn_taken()
         free(payloads)
+        if result == LOG_OK and not at_once:
+            appended()
+            with nogil:
+                result = ordered_sync(&self.stream, 0)
+                turn_ask()
+            turn_taken()
         self._raise(result, position)
 
     def keep_for_readers(self, readers):

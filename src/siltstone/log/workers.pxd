@@ -54,6 +54,7 @@ cdef class Completions:
 cdef class WorkerPool:
     cdef pool_t pool
     cdef readonly object name
+    cdef readonly bint patient
     cdef list _threads
     cdef object __weakref__
     cdef object _start_lock

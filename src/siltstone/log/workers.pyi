@@ -8,8 +8,14 @@ class Completions:
 
 class WorkerPool:
     name: str
+    patient: bool
     def __init__(
-        self, threads: int = 4, *, queued_max: int = 4096, name: str = "siltstone-worker"
+        self,
+        threads: int = 4,
+        *,
+        queued_max: int = 4096,
+        name: str = "siltstone-worker",
+        patient: bool = False,
     ) -> None: ...
     def submit(self, function: Callable[[], object]) -> None: ...
     def close(self) -> None: ...

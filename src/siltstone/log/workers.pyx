@@ -6,6 +6,8 @@ the pool closes; who waits for it is woken. Called from any thread.
 One queue serves all workers of a pool: who is idle takes the oldest job, which is what dealing to
 the shortest queue aims at, without a job ever waiting behind a slow one while a thread is idle.
 """
+import contextlib
+import os
 import threading
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -221,9 +223,13 @@ cdef class WorkerPool:
 
     Threads start at first use, in a forked child again at its first use (jobs that the parent had
     under way stay the parent's). close() lets the queue run dry and joins.
+
+    `patient`: a job that comes waits for the processor until who has it is through with its turn,
+    instead of putting it aside: it may hold a lock that others wait for.
     """
 
-    def __cinit__(self, int threads=4, *, int queued_max=4096, str name="siltstone-worker"):
+    def __cinit__(self, int threads=4, *, int queued_max=4096, str name="siltstone-worker",
+                  bint patient=False):
         if threads < 0 or queued_max < 1:
             raise ValueError("a pool has 0 or more threads and room for 1 or more jobs")
         memset(&self.pool, 0, sizeof(pool_t))
@@ -232,7 +238,7 @@ cdef class WorkerPool:
         self.pool.threads_wanted = threads
         self.pool.queued_max = queued_max
         self.pool.owner = <void *>self
-        self.name = name
+        self.name, self.patient = name, patient
         self._threads = []
         self._start_lock = threading.Lock()
         every_child_renews.add(self)
@@ -254,6 +260,9 @@ cdef class WorkerPool:
             store32(&self.pool.started, 1)
 
     def _work(self):
+        if self.patient:
+            with contextlib.suppress(OSError):      # where that is forbidden: as ever
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         with nogil:
             pool_work(&self.pool)
 

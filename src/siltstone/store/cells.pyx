@@ -59,9 +59,10 @@ cdef enum:
     EIGHTHS_FROM = 1 << EIGHTHS_FROM_BITS
     SIZES = 8 + 8 * 4           # up to CELL_MAX
     SYSTEM_PAGE = 4096
-    # Slabs to spare below which the next chunk is made ready: 1 MiB of nodes is 10 ms of puts, and
-    # zeroing took 3 to 5 (2026-11-30; it was a sixth of the time of a writer of a million records).
-    AHEAD_BELOW = 16
+    # Slabs to spare below which the next chunk is made ready: all, as soon as one is taken. 1 MiB
+    # of nodes is 5 to 10 ms of writes, zeroing a chunk takes 3 to 5. With half of them writers
+    # still zeroed for 125 ms of a million records, now for 12 to 37 (2026-12-01).
+    AHEAD_BELOW = 32
 
 cdef struct slab_t:
     char *given                 # cells that came back: each holds the next one's address

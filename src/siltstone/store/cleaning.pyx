@@ -10,8 +10,8 @@ nobody's pointer gets old. A page in memory is not read; one that is a single re
 the segment's image as it is. The lock is held for one page at a time, or to look at some
 records, most of which are dead.
 
-Cleaning goes on without the GIL as long as it is due: between two segments the background thread
-would wait for the GIL longer than a segment takes, and fall behind whoever writes.
+Cleaning goes on without the GIL as long as it is due: between two segments its thread would wait
+for the GIL longer than a segment takes, and fall behind whoever writes.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -129,7 +129,8 @@ cdef bint cleaning_due(pages_t *pages) noexcept nogil:
 
 
 cdef enum:
-    LOOKS_MAX = 32              # records that one hold of the lock looks at
+    LOOKS_MAX = 8192            # records that are read and checked before the lock is asked for
+    LOOKS_HELD = 32             # that one hold of the lock looks at
 
 cdef struct look_t:             # at a record of the segment
     uint64_t pid
@@ -141,7 +142,7 @@ cdef struct look_t:             # at a record of the segment
 cdef struct clean_t:
     pages_t *pages
     uint32_t count
-    look_t looks[LOOKS_MAX]     # not taken yet
+    look_t *looks               # not taken yet
 
 
 cdef bint lies_at(entry_t *entry, uint64_t position) noexcept nogil:
@@ -220,32 +221,41 @@ cdef int page_clean(pages_t *pages, const look_t *look) noexcept nogil:
         waited = True
 
 
-cdef int take_looks(clean_t *clean) noexcept nogil:
-    """Most records are dead. What tells so lies anywhere in memory: all of it is fetched before
-    the first is looked at, for writers wait meanwhile."""
-    cdef pages_t *pages = clean.pages
+cdef uint32_t sift_looks(pages_t *pages, look_t *looks, uint32_t count) noexcept nogil:
+    """Those that are needed come first: how many. Most records are dead. What tells so lies
+    anywhere in memory: all of it is fetched before the first is looked at, for writers wait
+    meanwhile."""
     cdef uint32_t number, left = 0
     cdef entry_t *entry
-    cdef int result = PAGES_OK
     pages_lock_behind(pages)
-    for number in range(clean.count):
-        entry = page_entry(pages, clean.looks[number].pid)
+    for number in range(count):
+        entry = page_entry(pages, looks[number].pid)
         prefetch(entry)
         prefetch(<char *>entry + 64)
-    for number in range(clean.count):
-        entry = page_entry(pages, clean.looks[number].pid)
+    for number in range(count):
+        entry = page_entry(pages, looks[number].pid)
         if entry != NULL:
             prefetch(entry.more)
             prefetch(<char *>entry.more + 64)
-    for number in range(clean.count):
-        if needed(pages, &clean.looks[number]):
-            clean.looks[left] = clean.looks[number]
+    for number in range(count):
+        if needed(pages, &looks[number]):
+            looks[left] = looks[number]
             left += 1
     pages_unlock(pages)
+    return left
+
+
+cdef int take_looks(clean_t *clean) noexcept nogil:
+    cdef uint32_t first = 0, number, left
+    cdef int result = PAGES_OK
+    while first < clean.count and result == PAGES_OK:
+        left = sift_looks(clean.pages, clean.looks + first,
+                          min(<uint32_t>LOOKS_HELD, clean.count - first))
+        for number in range(first, first + left):
+            if result == PAGES_OK:
+                result = page_clean(clean.pages, &clean.looks[number])
+        first += LOOKS_HELD
     clean.count = 0
-    for number in range(left):
-        if result == PAGES_OK:
-            result = page_clean(pages, &clean.looks[number])
     return result
 
 
@@ -325,6 +335,9 @@ cdef int image_clean(pages_t *pages, const char *image, uint32_t slot, uint64_t 
     cdef clean_t clean
     cdef int result = PAGES_OK
     clean.pages, clean.count = pages, 0
+    clean.looks = <look_t *>malloc(LOOKS_MAX * sizeof(look_t))
+    if clean.looks == NULL:
+        return -ENOMEM
     while offset < bytes and result == PAGES_OK:
         memcpy(&run, image + run_header_offset(offset), RUN_HEADER_SIZE)
         if run_header_valid(&run, salt, version, slot, offset, bytes):
@@ -333,7 +346,10 @@ cdef int image_clean(pages_t *pages, const char *image, uint32_t slot, uint64_t 
             offset += run.length
         else:
             offset += RUN_ALIGNMENT
-    return take_looks(&clean) if result == PAGES_OK else result
+    if result == PAGES_OK:
+        result = take_looks(&clean)
+    free(clean.looks)
+    return result
 
 
 cdef bint groups_open(pages_t *pages) noexcept nogil:
@@ -348,11 +364,13 @@ cdef int segment_clean(pages_t *pages, uint32_t slot, uint64_t version) noexcept
     cdef char *image = <char *>malloc(pages.stream.segment_bytes)
     cdef ordered_segment_t *segment
     cdef uint32_t salt
+    cdef bint open_before
     cdef int result = PAGES_OK
     if image == NULL:
         return -ENOMEM
     pthread_mutex_lock(&pages.stream.lock)
     salt = pages.stream.segments[slot].salt
+    open_before = groups_open(pages)
     pthread_mutex_unlock(&pages.stream.lock)
     if device_read(pages.stream.device, slot, 0, image, pages.stream.segment_bytes, 0) < 0:
         result = PAGES_LOG + LOG_IO
@@ -362,9 +380,9 @@ cdef int segment_clean(pages_t *pages, uint32_t slot, uint64_t version) noexcept
     pthread_mutex_lock(&pages.stream.lock)
     segment = &pages.stream.segments[slot]
     if segment.version == version and segment.live_bytes:
-        # What is not committed yet keeps it for a while; damage for good: what cannot be read
-        # cannot be moved, and is not given up either.
-        if groups_open(pages):
+        # What is not committed yet, or was not when its records were looked at, keeps it for a
+        # while; damage for good: what cannot be read cannot be moved, and is not given up either.
+        if open_before or groups_open(pages):
             result = PAGES_WAIT
         elif result == PAGES_OK or result == PAGES_CORRUPT:
             segment.pins += 1

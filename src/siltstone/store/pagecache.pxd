@@ -29,19 +29,19 @@ from siltstone.store.cleaning cimport held_t
 from siltstone.store.commit cimport (change_abandon, change_allocate, change_append, change_base,
                                      change_begin, change_commit, change_count, change_cut,
                                      change_free, change_hold, change_image, change_link,
-                                     change_needs, change_root, page_writable, pages_link,
-                                     pages_link_only)
+                                     change_needs, change_root, change_room, page_writable,
+                                     pages_link, pages_link_only)
 from siltstone.store.resident cimport (page_get, page_resized, pages_evict, pages_load,
                                        pages_load_many)
 from siltstone.store.roots cimport pages_generate_id, pages_root_find, pages_root_unused
-from siltstone.store.state cimport (BLOCK_BITS, BLOCK_ENTRIES, HEAT_MAX, PAGES_ABSENT, PAGES_CLOSED,
+from siltstone.store.state cimport (HEAT_MAX, PAGES_ABSENT, PAGES_CLOSED,
                                     PAGES_CORRUPT, PAGES_FORKED, PAGES_LARGE, PAGES_LOG,
                                     PAGES_MISS, PAGES_MORE, PAGES_OK, PAGES_TOO_OLD, PAGES_WAIT,
                                     PAGE_FREE, PAGE_LIVE, PAGE_RESERVED, PAGE_UNUSED, PID_FIRST,
                                     ROOT_NAME_MAX, block_t, change_item_t, change_t, entry_t,
                                     page_ops_t, pages_counters_t, pages_t, place_t, root_t,
                                     snapshot_t, version_t)
-from siltstone.store.table cimport block_nodes, page_entry, page_warm
+from siltstone.store.table cimport page_entry, page_node
 from siltstone.store.versions cimport pages_snapshot_close, pages_snapshot_open
 
 
@@ -110,16 +110,7 @@ cdef inline int pages_usable(pages_t *pages) noexcept nogil:
 #     entry_t *page_entry(pages_t *pages, uint64_t pid)       inline
 
 # The present node, or NULL: then page_get() says why. Its entry is not read.
-cdef inline char *page_node(pages_t *pages, uint64_t pid, bint scan) noexcept nogil:
-    cdef uint64_t number = pid >> BLOCK_BITS
-    cdef entry_t *entries = pages.blocks[number].entries if number < pages.block_count else NULL
-    cdef char *node
-    if entries == NULL:
-        return NULL
-    node = block_nodes(entries)[pid & (BLOCK_ENTRIES - 1)]
-    if node != NULL and not scan:
-        page_warm(pages, pid)
-    return node
+#     char *page_node(pages_t *pages, uint64_t pid, bint scan)        inline
 
 # OK, MISS, ABSENT; with a snapshot (not NULL): the node as of then, and TOO_OLD. *stamp (may be
 # NULL) = of that content. Does not heat the page when `scan`: a scan must not push out what is hot.
@@ -163,6 +154,8 @@ cdef int pages_wait_ready(pages_t *pages, uint64_t bytes, uint32_t records) noex
 # one page are applied in order. Applied in place at the commit.
 #     int change_link(change_t *change, uint64_t pid, const part_t *parts,
 #                          uint32_t count)                                 # under the lock
+# The same, of `size` bytes that the caller then writes to *data.
+#     int change_room(change_t *change, uint64_t pid, uint64_t size, char **data)
 # Write an image for a new pid now, without the lock and the GIL; the page is not kept in memory.
 # For large values: their pages need never be in memory together. PAGES_LOG + ... when it fails.
 #     int change_image(change_t *change, uint64_t pid, const part_t *parts,
@@ -228,8 +221,11 @@ cdef class Pages:
     cdef bint durable                   # commits wait for the medium
     cdef object _opener                 # Writer or Reader; None: the device was given
     cdef object _pool
-    cdef object _upkeep                 # background thread, or None
-    cdef object _maintenance            # held by whoever checkpoints or cleans
+    cdef object _upkeep                 # background threads, or None
+    # Held by whoever checkpoints, to the end; by whoever cleans or describes a moment for a
+    # checkpoint, which then waits for the medium without it. In this order.
+    cdef object _checkpointing
+    cdef object _maintenance
     cdef object _opened                 # ours to close: the device
     cdef uint64_t _segments_seen        # opened by the stream, when changed() looked last
     cdef held_t _held                   # what the file may hold without a pause for writers
@@ -241,7 +237,7 @@ cdef class Pages:
     # Take the lock as said above, after pages_usable(); raises Closed or ForkedProcess.
     cdef int lock(self) except -1
     # After a commit, without the lock: waits for the medium if `durable`, up to `end`; work that
-    # became due is given to the background thread, or done.
+    # became due is given to the background threads, or done.
     cdef int changed(self, uint64_t end, bint durable) except -1
     cdef int _press(self) except -1
     cdef int _wait(self, uint64_t end) except -1

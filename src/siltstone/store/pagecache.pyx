@@ -10,6 +10,7 @@ taken under the lock; then dirty blocks are saved one by one, each before its ne
 are saved, the places of all blocks and the rest make the state that the log keeps.
 """
 import atexit
+import contextlib
 import errno as errors_of_os
 import os
 import threading
@@ -65,21 +66,24 @@ LIBRARIES = {"zstd": "libzstd.so.1", "lz4": "liblz4.so.1"}
 # file size (peak, closed) and bytes written of a user's byte.
 # Log between two checkpoints, in segments: a share of the file, but not less than some. What dies
 # waits for two checkpoints: with 8 and an eighth the peak was 0.6 x live higher; the bytes that
-# checkpoints write rose from 0.1 to 0.2 of the user's.
-CHECKPOINT_SHARE = 24
+# checkpoints write rose from 0.1 to 0.2 of the user's. A million records (2026-12-01): with a 24th
+# writers paused for the background, with a 20th and a 16th they did not; the file's peak was 1.86 to
+# 1.90, 1.90 and 1.95 x what lives.
+CHECKPOINT_SHARE = 20
 CHECKPOINT_SEGMENTS_MIN = 3
 # What recovery left for later cannot be evicted: where it takes more than this share of the cache,
 # a checkpoint does it at once.
 PENDING_SHARE = 8
 # Segments that only freeing, cleaning and checkpoints may use: a full device can be emptied.
 SLOTS_KEPT = 5
-# Writers are slowed down only while segments are filled faster than the background thread gives
+# Writers are slowed down only while segments are filled faster than the background threads give
 # them back: so long a pause for each segment over what pages and checkpoints want, once a segment,
 # at most PAUSE_MAX_US. A checkpoint waits 15 to 40 ms for the medium, a segment is filled in 5:
 # with 500 us the peak of a small store (40,000 records) was 2.1 x its data, with 1,500 and with
-# 4,000 it was 1.9. So many segments more, or a share of the file, and writers do a step of
-# maintenance themselves, which may wait for the medium: that is for a thread that gets no turn.
-PAUSE_US = 1500
+# 4,000 it was 1.9; of a million 1.95 to 2.03 and, with 3,000, 1.90 (2026-12-01). So many segments
+# more, or a share of the file, and writers do a step of maintenance themselves, which may wait for
+# the medium: that is for a thread that gets no turn.
+PAUSE_US = 3000
 PAUSE_MAX_US = 20_000
 HELP_SHARE = 8
 HELP_SEGMENTS = 12
@@ -160,7 +164,7 @@ cdef class Pages:
         self.pages.fork_count = &forks
         self.pages.opened_in = forks
         self.pages.closed = 1
-        self._maintenance = threading.Lock()
+        self._checkpointing, self._maintenance = threading.RLock(), threading.RLock()
 
     def __dealloc__(self):
         # In a forked child the memory stays: another thread may have been changing it.
@@ -183,7 +187,8 @@ cdef class Pages:
         self._set_policy(settings, pages_min)
         try:
             self.device = device if device is not None else self._open_device(engine)
-            self._pool = WorkerPool(settings.workers) if settings.workers else None
+            if settings.workers:
+                self._pool = WorkerPool(settings.workers, patient=True)
             self.log = OrderedLog(
                 self.device, buffer_bytes=settings.buffer_size, buffer_count=settings.buffers,
                 align_commits=settings.align_commits, pool=self._pool, clock=clock, rng=rng,
@@ -198,7 +203,11 @@ cdef class Pages:
         self.pages.closed = 0
         _open_pages.add(self)
         if background and not settings.read_only:
-            self._upkeep = Upkeep(self, settings, clock)
+            try:
+                self._upkeep = Upkeep(self, settings, clock)
+            except RuntimeError:        # no more threads are to be had
+                self.close()
+                raise
 
     def _set_policy(self, settings, pages_min):
         self.pages.read_only = settings.read_only
@@ -332,8 +341,8 @@ cdef class Pages:
         return 0
 
     cdef int _press(self) except -1:
-        """Once for each segment that writers fill: the background thread is woken, and given time
-        in proportion to how far it is behind, so that the bound holds however busy they are."""
+        """Once for each segment that writers fill: the background threads are woken, and given time
+        in proportion to how far they are behind, so that the bound holds however busy they are."""
         cdef int64_t behind = self.behind()
         cdef uint32_t pause_us
         self._upkeep.wake()
@@ -408,10 +417,31 @@ cdef class Pages:
     def checkpoint(self):
         """Make the next recovery start here, and give back segments that nothing needs."""
         self.raise_result(pages_usable(&self.pages), 0)
-        with self._maintenance:
-            self._checkpoint()
+        self._checkpoint()
 
     def _checkpoint(self):
+        """True. When all of it is appended cleaning goes on, as changes do: the rest is waiting for
+        the medium."""
+        with self._checkpointing, contextlib.ExitStack() as held:
+            held.callback(self._wake)
+            held.enter_context(self._maintenance)
+            self.raise_result(pages_usable(&self.pages), 0)
+            before = self._checkpoint_segments
+            try:
+                begun, state = self._describe()
+                self.log.finish_checkpoint(begun, state, appended=held.close)
+            except BaseException:
+                self._checkpoint_segments = before
+                raise
+        self.pages.counters.checkpoints += 1
+        return True
+
+    def _wake(self):
+        if self._upkeep is not None:
+            self._upkeep.wake()
+
+    def _describe(self):
+        """What a checkpoint says of this moment; (the log's part, pages')."""
         cdef capture_t capture
         cdef char *head = NULL
         cdef char *tail = NULL
@@ -440,9 +470,8 @@ cdef class Pages:
         finally:
             free(head)
             free(tail)
-        self.log.finish_checkpoint(begun, state)
-        self.pages.counters.checkpoints += 1
         self._checkpoint_segments = opened
+        return begun, state
 
     def _settle(self):
         cdef int result
@@ -452,7 +481,7 @@ cdef class Pages:
         turn_taken()
         self.raise_result(result, 0)
 
-    # What the background thread does
+    # What the background threads do
 
     def tick(self):
         """What time brings. Idle: no I/O at all."""
@@ -461,18 +490,32 @@ cdef class Pages:
 
     def step(self):
         """One piece of maintenance, if one is due; whether there was."""
-        if self.pages.closed or self.pages.read_only or self.pages.stream.failed:
+        return self.checkpoint_if_due() or self.clean_if_due()
+
+    def checkpoint_if_due(self):
+        """Whether one was."""
+        return self._while_writable(self._checkpointing, self._checkpoint_if_due)
+
+    def clean_if_due(self):
+        """Whether any segment was cleaned; at most until the next checkpoint is due."""
+        return self._while_writable(self._maintenance, self._clean_while_due)
+
+    def _while_writable(self, lock, work):
+        """On a full device nothing is done: writers are told, and what they free makes room."""
+        if pages_usable(&self.pages) != PAGES_OK:
             return False
-        with self._maintenance:
+        with lock:
+            if self.pages.closed or self.pages.read_only or self.pages.stream.failed:
+                return False
             try:
-                if self._checkpoint_due():
-                    self._checkpoint()
-                    return True
-                return self._clean_while_due()
+                return work()
             except EnvironmentFailure as error:
                 if error.errno != errors_of_os.ENOSPC:
                     raise
-                return False        # writers are told; what they free makes room
+                return False
+
+    def _checkpoint_if_due(self):
+        return self._checkpoint_due() and self._checkpoint()
 
     def _checkpoint_due(self):
         opened = load64_relaxed(&self.pages.stream.counters.segments_opened)
@@ -489,7 +532,6 @@ cdef class Pages:
         return space
 
     def _clean_while_due(self):
-        """Whether any segment was; at most until the next checkpoint is due."""
         cdef uint64_t cleaned = 0, damaged = 0
         cdef uint64_t opened_max = max(0, self._checkpoint_segments + self._checkpoint_interval())
         cdef int result
@@ -522,7 +564,7 @@ cdef class Pages:
         """Move what lives out of sparse segments, and give those back: how many were emptied."""
         self.raise_result(pages_usable(&self.pages), 0)
         emptied = 0
-        with self._maintenance:
+        with self._checkpointing, self._maintenance:
             self._settle()
             before = self.pages.stream.version
             space = self._space()
@@ -574,7 +616,7 @@ cdef class Pages:
         if self._upkeep is not None:
             self.pages.stopping = 1
             self._upkeep.close()
-        with self._maintenance:
+        with self._checkpointing, self._maintenance:
             if self.pages.closed:
                 return
             try:

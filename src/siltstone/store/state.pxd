@@ -175,7 +175,7 @@ cdef struct pages_t:
     int opened_in
     uint32_t closed
     uint32_t read_only
-    uint32_t stopping               # the background thread is to come to an end
+    uint32_t stopping               # cleaning is to come to an end
     # Table
     block_t *blocks
     uint32_t block_count

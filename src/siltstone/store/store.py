@@ -213,11 +213,11 @@ class Store(Tree):
         self._pages.checkpoint()
 
     def step(self) -> bool:
-        """One step of what the background thread does; whether there is more."""
+        """One step of what the background threads do; whether there is more."""
         return self._pages.step()
 
     def tick(self) -> None:
-        """What the background thread does at each `flush_interval`: sync, if anything waits."""
+        """What a background thread does at each `flush_interval`: sync, if anything waits."""
         self._pages.tick()
 
     def segments(self) -> list[dict[str, Any]]:

@@ -38,6 +38,17 @@ cdef inline void page_warm(pages_t *pages, uint64_t pid) noexcept nogil:
     if heat[0] < HEAT_MAX:
         heat[0] += 1
 
+cdef inline char *page_node(pages_t *pages, uint64_t pid, bint scan) noexcept nogil:
+    cdef uint64_t number = pid >> BLOCK_BITS
+    cdef entry_t *entries = pages.blocks[number].entries if number < pages.block_count else NULL
+    cdef char *node
+    if entries == NULL:
+        return NULL
+    node = block_nodes(entries)[pid & (BLOCK_ENTRIES - 1)]
+    if node != NULL and not scan:
+        page_warm(pages, pid)
+    return node
+
 cdef inline entry_t *entries_new() noexcept nogil:
     return <entry_t *>calloc(1, BLOCK_MEMORY)       # NULL: no memory
 
