@@ -203,3 +203,51 @@ def test_a_large_batch_whose_pages_others_change_is_made_in_the_end(times):
         assert dict(store.items()) == pairs | after | {key(2): b"batch"}
         assert store.verify().problems == []
         store._pages.check_invariants()
+
+
+def test_changes_of_one_page_that_no_write_buffer_holds():
+    """A page of 12 KiB stays one, and what changes in it takes several fragments."""
+    medium = device()
+    pairs = {key(number): b"before" * 10 for number in range(110)}
+    with on_device(medium, page_size=12288) as store:
+        store.update(pairs)
+        changes = {key(number): b"after" * 12 for number in range(80)}
+        pairs |= changes
+        pages = store.stats()["pages_written_bytes"]
+        store.update(changes)
+        assert store.stats()["pages_written_bytes"] == pages
+    with on_device(medium, page_size=12288) as store:
+        assert dict(store.items()) == pairs
+        assert store.verify().problems == []
+
+
+def test_runs_worked_on_without_the_lock_beside_others(seed, tmp_path):
+    """Thousands of changes in one leaf, some in those behind it, which others cut meanwhile."""
+    rng = random.Random(seed)
+    pairs = {key(number * 1000): b"there" * 8 for number in range(400)}
+    going, near = True, 0
+
+    def meddle() -> None:
+        number = 0
+        while going:
+            name = key((near + 1 + number % 9) * 1000) + b"%06d" % (number * 7919 % 999_983)
+            store[name] = pairs[name] = b"other" * 8
+            number += 1
+
+    with siltstone.Store(tmp_path, page_size=256) as store:
+        store.update(pairs)
+        other = in_thread(meddle)
+        try:
+            for turn in range(6):
+                near = rng.randrange(380)
+                changes = {key(near * 1000 + 1) + b"%05d" % n: b"new" * 10 for n in range(15_000)}
+                changes |= {key(n * 1000) + b"~": b"%d" % turn for n in range(400)}
+                store.update(changes)
+                pairs.update(changes)
+        finally:
+            going = False
+            other.join()
+        assert dict(store.items()) == pairs
+        assert len(store) == len(pairs)
+        assert store.verify().problems == []
+        store._pages.check_invariants()

@@ -12,6 +12,7 @@ cdef int pages_link(pages_t *pages, uint64_t pid, const part_t *parts, uint32_t 
 cdef void change_begin(change_t *change, pages_t *pages) noexcept nogil
 cdef int change_allocate(change_t *change, uint64_t *pid) noexcept nogil
 cdef int change_base(change_t *change, uint64_t pid, char *node) noexcept nogil
+cdef int change_room(change_t *change, uint64_t pid, uint64_t size, char **data) noexcept nogil
 cdef int change_link(change_t *change, uint64_t pid, const part_t *parts,
                      uint32_t count) noexcept nogil
 cdef int change_image(change_t *change, uint64_t pid, const part_t *parts,

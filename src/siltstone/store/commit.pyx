@@ -11,6 +11,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+from siltstone.log.atomics cimport prefetch
 from siltstone.log.log cimport LOG_OK, LOG_TOO_LARGE, part_t
 from siltstone.log.ordered cimport (ORDERED_URGENT, ordered_group_abandon,
                                     ordered_group_commit, ordered_payload_max, ordered_start)
@@ -25,7 +26,7 @@ from siltstone.store.state cimport (KIND_BASE, KIND_FREE, KIND_LINK, KIND_ROOT,
                                     change_t, entry_t, pages_t, place_t)
 from siltstone.store.table cimport (block_of, block_touch, entry_adopt_places, entry_forget_places,
                                     entry_push, entry_redundant, entry_room, node_changed,
-                                    page_entry, page_heat, places_dead, scratch_room,
+                                    page_entry, page_heat, page_node, places_dead, scratch_room,
                                     table_allocate, table_freed, table_unreserve)
 from siltstone.store.versions cimport version_keep, version_wanted, versions_limit
 
@@ -51,6 +52,8 @@ cdef enum:
     FRAGMENT_PARTS_MAX = 7
     MEMORY_MIN = 1 << 10
     MEMORY_MAX = 32 << 10
+    FETCH_AHEAD = 8             # items whose pages are on their way from memory
+    FETCH_LINES = 2             # of a node: more of them come no sooner
 
 
 # Before a page changes ---------------------------------------------------------------------------
@@ -285,33 +288,43 @@ cdef int change_base(change_t *change, uint64_t pid, char *node) noexcept nogil:
     return PAGES_OK
 
 
-cdef int change_link(change_t *change, uint64_t pid, const part_t *parts,
-                     uint32_t count) noexcept nogil:
+cdef int change_room(change_t *change, uint64_t pid, uint64_t size, char **data) noexcept nogil:
     cdef entry_t *entry = NULL
     cdef change_item_t *item
-    cdef uint32_t number
     cdef int result = live_entry(change.pages, pid, &entry)
     if result == PAGES_OK and entry.node == NULL:
         result = PAGES_MISS
+    if result == PAGES_OK and size > pages_fragment_max(change.pages):
+        result = PAGES_LOG + LOG_TOO_LARGE
     if result != PAGES_OK:
         return result
     item = item_add(change, ITEM_LINK, pid)
     if item == NULL:
         return -ENOMEM
-    for number in range(count):
-        item.size += parts[number].size
-    item.data = memory_take(change, item.size)
-    if item.data == NULL or item.size > pages_fragment_max(change.pages):
+    item.data, item.size = memory_take(change, size), size
+    if item.data == NULL:
         change.count -= 1
-        return -ENOMEM if item.data == NULL else PAGES_LOG + LOG_TOO_LARGE
-    change.bytes += item.size
-    item.size = 0
-    for number in range(count):
-        memcpy(item.data + item.size, parts[number].data, parts[number].size)
-        item.size += parts[number].size
+        return -ENOMEM
+    data[0] = item.data
+    change.bytes += size
     entry.busy += 1
     block_of(change.pages, pid).resident += 1
     return PAGES_OK
+
+
+cdef int change_link(change_t *change, uint64_t pid, const part_t *parts,
+                     uint32_t count) noexcept nogil:
+    cdef uint64_t size = 0
+    cdef uint32_t number
+    cdef char *data = NULL
+    cdef int result
+    for number in range(count):
+        size += parts[number].size
+    result = change_room(change, pid, size, &data)
+    for number in range(count if result == PAGES_OK else 0):
+        memcpy(data, parts[number].data, parts[number].size)
+        data += parts[number].size
+    return result
 
 
 cdef int change_hold(change_t *change, uint64_t pid) noexcept nogil:
@@ -525,6 +538,20 @@ cdef void install_page(pages_t *pages, change_item_t *item) noexcept nogil:
     item.node = NULL
 
 
+cdef inline void item_fetch(pages_t *pages, const change_item_t *item) noexcept nogil:
+    """Of a batch's pages many have left the processor's nearest caches since they were dealt with:
+    entry and node begin their way back before their turn comes."""
+    cdef const char *node
+    cdef uint32_t line
+    if item.kind != ITEM_LINK:
+        return
+    prefetch(page_entry(pages, item.pid))
+    prefetch(<const char *>page_entry(pages, item.pid) + 64)
+    node = page_node(pages, item.pid, True)
+    for line in range(FETCH_LINES):
+        prefetch(node + 64 * line)
+
+
 cdef void install(pages_t *pages, change_t *change) noexcept nogil:
     cdef uint32_t number, root
     cdef int64_t delta
@@ -532,6 +559,8 @@ cdef void install(pages_t *pages, change_t *change) noexcept nogil:
     pages.commit_stamp += 1
     pages.counters.commits += 1
     for number in range(change.count):
+        if number + FETCH_AHEAD < change.count:
+            item_fetch(pages, &change.items[number + FETCH_AHEAD])
         item = &change.items[number]
         if item.kind == ITEM_ROOT:
             item_dead(pages, item)

@@ -27,6 +27,11 @@ cdef struct path_t:
 cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, uint32_t size,
                    const snapshot_t *snapshot, bint scan, path_t *path) noexcept nogil
 
+# As path_find(), at the key and at present, but the leaf is only named: its node is NULL if it is
+# not in memory, and nobody has looked at it. For who goes on to other leaves before this one.
+cdef int path_near(pages_t *pages, uint64_t root, const char *key, uint32_t size,
+                   path_t *path) noexcept nogil
+
 # The present path to the inner page of `level` below which `key` belongs, which is its last node.
 cdef int path_inner(pages_t *pages, uint64_t root, uint8_t level, const char *key, uint32_t size,
                     path_t *path) noexcept nogil
@@ -45,6 +50,13 @@ cdef int path_lower(const path_t *path) noexcept nogil
 cdef uint32_t path_ahead(const path_t *path, bint reverse, uint64_t *pids,
                          uint32_t room) noexcept nogil
 
+# A node's first lines at once, not one after the other: what a search waits for is memory.
+cdef inline void node_fetch(const node_t *node) noexcept nogil:
+    prefetch(node)
+    prefetch(<const char *>node + 64)
+    prefetch(<const char *>node + 128)
+    prefetch(<const char *>node + 192)
+
 # The present leaf that holds `key`, as short as it can be said. NULL: *missing has to be loaded,
 # or path_find() says what is wrong. `hint`: where in the leaf the record may be, or NULL.
 cdef inline node_t *leaf_find(pages_t *pages, uint64_t pid, const char *key, uint32_t size,
@@ -55,10 +67,7 @@ cdef inline node_t *leaf_find(pages_t *pages, uint64_t pid, const char *key, uin
     cdef const char *record
     for depth in range(DEPTH_MAX):
         node = <node_t *>page_node(pages, pid, False)
-        # Its first lines at once, not one after the other: what a search waits for is memory.
-        prefetch(<const char *>node + 64)
-        prefetch(<const char *>node + 128)
-        prefetch(<const char *>node + 192)
+        node_fetch(node)
         if level == 1 and hint != NULL:
             record = hint_record(hint, node)
             prefetch(record)

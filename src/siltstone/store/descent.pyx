@@ -71,9 +71,7 @@ cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, 
             if result != PAGES_OK:
                 # what a parent names is there: at the root, the tree was dropped meanwhile
                 return TREE_BROKEN if result == PAGES_ABSENT and above != NULL else result
-        prefetch(<const char *>node + 64)       # as in leaf_find()
-        prefetch(<const char *>node + 128)
-        prefetch(<const char *>node + 192)
+        node_fetch(node)
         path.nodes[depth] = node
         if above != NULL and node.level + 1 != above.level:
             return TREE_BROKEN
@@ -86,6 +84,34 @@ cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, 
         path.indexes[depth] = _child(node, seek, key, size)
         pid = node_child(node, path.indexes[depth])
         above, last = node, node.level == 1
+    return TREE_BROKEN
+
+
+cdef int path_near(pages_t *pages, uint64_t root, const char *key, uint32_t size,
+                   path_t *path) noexcept nogil:
+    cdef uint64_t pid = root
+    cdef node_t *node = NULL
+    cdef node_t *above = NULL
+    cdef uint32_t depth
+    cdef int result
+    for depth in range(DEPTH_MAX):
+        path.pids[depth] = path.missing = pid
+        path.depth = depth + 1
+        path.nodes[depth] = node = <node_t *>page_node(pages, pid, False)
+        if above != NULL and above.level == 1:
+            return PAGES_OK
+        if node == NULL:
+            result = page_get(pages, pid, NULL, False, <char **>&node, &path.stamp)
+            if result != PAGES_OK:
+                return TREE_BROKEN if result == PAGES_ABSENT and above != NULL else result
+            path.nodes[depth] = node
+        if node.kind == PAGE_LEAF and above == NULL:
+            return PAGES_OK
+        if node.kind != PAGE_INNER or (above != NULL and node.level + 1 != above.level):
+            return TREE_BROKEN
+        path.indexes[depth] = node_descend(node, key, size)
+        pid = node_child(node, path.indexes[depth])
+        above = node
     return TREE_BROKEN
 
 

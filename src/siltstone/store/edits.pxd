@@ -2,6 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from siltstone.store.page cimport node_t
+from siltstone.store.pagecache cimport change_t
 
 cdef struct edit_t:             # one key's change
     const char *key
@@ -17,3 +18,8 @@ cdef struct edit_t:             # one key's change
 cdef int edits_sort(edit_t *edits, uint64_t count) noexcept nogil
 # Bytes of a node's image when these sorted edits are made, about; never too few.
 cdef uint64_t edits_grown(const node_t *node, const edit_t *edits, uint64_t count) noexcept nogil
+# Bytes of a fragment that says what they do.
+cdef uint64_t edits_bytes(const edit_t *edits, uint64_t count) noexcept nogil
+# Add that to a change, under the lock, as one fragment, or several if it is too large for one.
+cdef int edits_link(change_t *change, uint64_t pid, const edit_t *edits,
+                    uint64_t count) noexcept nogil

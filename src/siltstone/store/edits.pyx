@@ -1,4 +1,5 @@
-"""Edits of a tree: what is to become of each of many keys, sorted, and how large that makes a page.
+"""Edits of a tree: what is to become of each of many keys, sorted, how large that makes a page, and
+what it says in the log.
 
 Sorting is by merging, on the first eight bytes of the keys as a number: most comparisons need
 nothing else, and keys that come sorted cost one look each.
@@ -8,8 +9,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from siltstone.store.page cimport (WORD_SIZE, compare_keys, node_image_size, node_prefix_with,
-                                   node_t)
+from siltstone.store.image cimport change_put
+from siltstone.store.page cimport (CHANGE_DELETE, CHANGE_HEADER_SIZE, CHANGE_SET, WORD_SIZE,
+                                   compare_keys, node_image_size, node_prefix_with, node_t)
+from siltstone.store.pagecache cimport PAGES_OK, change_room, change_t, pages_fragment_max
 
 cdef extern from *:
     """
@@ -119,3 +122,37 @@ cdef uint64_t edits_grown(const node_t *node, const edit_t *edits, uint64_t coun
             size += WORD_SIZE + edits[at].key_size - kept + edits[at].payload_size
         size -= edits[at].before
     return size
+
+
+cdef uint64_t edits_bytes(const edit_t *edits, uint64_t count) noexcept nogil:
+    cdef uint64_t bytes = 0, at
+    for at in range(count):
+        if edits[at].effect:
+            bytes += CHANGE_HEADER_SIZE + edits[at].key_size + edits[at].payload_size
+    return bytes
+
+
+cdef int edits_link(change_t *change, uint64_t pid, const edit_t *edits,
+                    uint64_t count) noexcept nogil:
+    cdef uint64_t room = pages_fragment_max(change.pages), bytes, more, at = 0, end
+    cdef char *out = NULL
+    cdef int result
+    while True:
+        bytes, end = 0, at
+        while end < count:
+            more = edits_bytes(edits + end, 1)
+            if bytes and bytes + more > room:
+                break
+            bytes += more
+            end += 1
+        if bytes == 0:
+            return PAGES_OK
+        result = change_room(change, pid, bytes, &out)
+        if result != PAGES_OK:
+            return result
+        for at in range(at, end):
+            if edits[at].effect:
+                out = change_put(out, CHANGE_DELETE if edits[at].payload == NULL else CHANGE_SET,
+                                 edits[at].key, edits[at].key_size, edits[at].payload,
+                                 edits[at].payload_size, edits[at].blob)
+        at = end

@@ -20,15 +20,15 @@ cdef struct sprouts_t:          # of one level, by key; zero it before its first
 
 cdef void sprouts_free(sprouts_t *sprouts) noexcept nogil
 
-# What a page that is no root becomes, as items of `change`: `work`, which is a copy of it and is
-# taken in any case, with the edits made, cut into pages. The first keeps `pid`, the others are
-# noted in `sprouts`. `appended`: keys come in at its end, so the left pages are filled.
+# What a page that is no root becomes, as items of `change`: `node`, which stays as it is, with the
+# edits made, cut into pages. The first keeps `pid`, the others are noted in `sprouts`.
+# `appended`: keys come in at its end, so the left pages are filled.
 # `locked`: the caller holds the lock of the pages; else it is taken now and then.
-cdef int page_grow(change_t *change, uint64_t pid, node_t *work, const edit_t *edits,
+cdef int page_grow(change_t *change, uint64_t pid, const node_t *node, const edit_t *edits,
                    uint64_t count, uint32_t page_size, bint appended, bint locked,
                    sprouts_t *sprouts) noexcept nogil
 # The same for a tree's root, which moves into new pages and stays what is above them.
-cdef int root_grow(change_t *change, uint64_t root, node_t *work, const edit_t *edits,
+cdef int root_grow(change_t *change, uint64_t root, const node_t *node, const edit_t *edits,
                    uint64_t count, uint32_t page_size, bint appended, bint locked) noexcept nogil
 # Under the lock: put `sprouts`, new leaves of the tree, into the pages above. Nothing in the tree
 # may have changed since its leaves were looked at. PAGES_MISS: *missing; then give back what was

@@ -16,18 +16,15 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from siltstone.log.log cimport part_t
 from siltstone.store.descent cimport path_inner, path_pid, path_t, path_upper
-from siltstone.store.edits cimport edits_grown
-from siltstone.store.image cimport fragment_add, fragment_free, fragment_t
-from siltstone.store.page cimport (CHANGE_HEADER_SIZE, CHANGE_SET, KEY_SIZE_MAX, PAGE_INNER,
-                                   PAGE_LEAF, PAGE_OK, PID_SIZE, WORD_SIZE, compare_keys,
-                                   node_copy, node_delete, node_free, node_image_size, node_key,
-                                   node_prefix_with, node_record, node_reserve, node_root,
-                                   node_search, node_separator, node_set, node_slice, node_t,
-                                   record_word, slot_size, word_bytes)
-from siltstone.store.pagecache cimport (PAGES_OK, change_allocate, change_base, change_link,
-                                        pages_fragment_max, pages_lock, pages_unlock)
+from siltstone.store.edits cimport edits_grown, edits_link
+from siltstone.store.page cimport (KEY_SIZE_MAX, PAGE_INNER, PAGE_LEAF, PAGE_OK, PID_SIZE,
+                                   WORD_SIZE, compare_keys, node_delete, node_free,
+                                   node_image_size, node_key, node_prefix_with, node_record,
+                                   node_roomy, node_root, node_search, node_separator, node_set,
+                                   node_slice, node_t, record_word, slot_size, word_bytes)
+from siltstone.store.pagecache cimport (PAGES_OK, change_allocate, change_base, pages_lock,
+                                        pages_unlock)
 
 cdef enum:
     WORK_PAGES = 16             # a copy with edits that is larger is cut
@@ -141,14 +138,24 @@ cdef int _put(growth_t *growth, node_t *piece) noexcept nogil:
     return _base(growth, pid, piece)
 
 
-cdef int _cut_off(growth_t *growth, node_t **work, uint32_t end, uint32_t wanted) noexcept nogil:
-    # Pieces of at least `wanted` bytes from entries [0, end); *work is what is left.
-    cdef node_t *node = work[0]
+cdef uint32_t _spare(const growth_t *growth, uint32_t size, bint appended) noexcept nogil:
+    # Of a piece of so many bytes: half as much again, or what the page can still take. The next
+    # changes would make the room anyway, one copy after the other.
+    cdef uint32_t most = growth.page_size + growth.page_size // 16
+    if appended or size >= most:
+        return 0
+    return min(size >> 1, most - size)
+
+
+cdef int _pieces(growth_t *growth, const node_t *node, uint32_t end, uint32_t wanted,
+                 bint appended, uint32_t *left, uint32_t *rest) noexcept nogil:
+    # Pieces of at least `wanted` bytes from entries [0, end); those from *left on, of *rest bytes,
+    # are in none.
     cdef uint32_t begin = 0, size = 0, index, least = 2 if node.kind == PAGE_INNER else 1
     cdef int result = PAGES_OK
     for index in range(end):
         if size >= wanted and index - begin >= least and node.count - index >= least:
-            result = _put(growth, node_slice(node, begin, index, 0))
+            result = _put(growth, node_slice(node, begin, index, _spare(growth, size, appended)))
             if result != PAGES_OK:
                 return result
             if node.kind == PAGE_LEAF:
@@ -157,59 +164,55 @@ cdef int _cut_off(growth_t *growth, node_t **work, uint32_t end, uint32_t wanted
                 growth.key_size = node_key(node, index, growth.key)
             begin, size = index, 0
         size += word_bytes(record_word(node_record(node, index)))
-    if begin:
-        work[0] = node_slice(node, begin, node.count, WORK_PAGES // 4 * growth.page_size)
-        node_free(node)
-        result = PAGES_OK if work[0] != NULL else -ENOMEM
-    return result
+    left[0], rest[0] = begin, size
+    return PAGES_OK
 
 
-cdef int _finish(growth_t *growth, node_t **work, bint appended) noexcept nogil:
-    # All that is left becomes pieces.
-    cdef uint32_t size = node_image_size(work[0]), full = growth.page_size // 4 * 3, wanted
-    cdef node_t *node
-    cdef int result = PAGES_OK
+cdef int _finish(growth_t *growth, const node_t *node, node_t **own, bint appended) noexcept nogil:
+    # All that is left becomes pieces: the last one is *own itself, if that is `node` and fits.
+    cdef uint32_t size = node_image_size(node), full = growth.page_size // 4 * 3, wanted, left = 0
+    cdef uint32_t memory = size + node.count * slot_size(node.kind)
+    cdef node_t *piece
+    cdef int result
     if size > growth.page_size:
         wanted = size // max(2, (size + full - 1) // full)
         if appended:
             wanted = growth.page_size // 10 * 9
-        result = _cut_off(growth, work, work[0].count, wanted)
-    if result != PAGES_OK:
-        return result
-    node = work[0]
-    if node.capacity - node.capacity // 4 > (node_image_size(node)
-                                             + node.count * slot_size(node.kind)):
-        node = node_slice(work[0], 0, work[0].count, 0)     # without the room for more
-        node_free(work[0])
-    work[0] = NULL
-    return _put(growth, node)
+        result = _pieces(growth, node, node.count, wanted, appended, &left, &size)
+        if result != PAGES_OK:
+            return result
+    if left == 0 and own != NULL and own[0].capacity // 4 * 3 <= memory + _spare(growth, size,
+                                                                                 appended):
+        piece = own[0]
+        own[0] = NULL
+        return _put(growth, piece)
+    return _put(growth, node_slice(node, left, node.count, _spare(growth, size, appended)))
 
 
-cdef int _reserve(growth_t *growth, node_t **work, const edit_t *edits,
-                  uint64_t count) noexcept nogil:
-    # Room for the edits, or for as many as come before the next cut.
-    cdef uint32_t prefix = work[0].prefix_size, kept
+cdef node_t *_copy(growth_t *growth, const node_t *node, const edit_t *edits,
+                   uint64_t count) noexcept nogil:
+    # With room for the edits, or for as many as come before the next cut.
+    cdef uint32_t prefix = node.prefix_size, kept
     cdef uint64_t bytes = 0, at = 0, limit = WORK_PAGES * <uint64_t>growth.page_size
     while at < count and bytes < limit:
         if edits[at].payload != NULL:
             bytes += WORD_SIZE + edits[at].key_size + edits[at].payload_size
-        kept = node_prefix_with(work[0], edits[at].key, edits[at].key_size)
+        kept = node_prefix_with(node, edits[at].key, edits[at].key_size)
         if kept < prefix and edits[at].payload != NULL:
             prefix = kept
         at += 1
-    return PAGES_OK if node_reserve(work, bytes, <uint32_t>at, prefix) == PAGE_OK else -ENOMEM
+    return node_roomy(node, bytes, <uint32_t>at, prefix)
 
 
 cdef int _make(growth_t *growth, node_t **work, const edit_t *edits, uint64_t count,
                bint appended) noexcept nogil:
     cdef uint64_t limit = WORK_PAGES * <uint64_t>growth.page_size, at
     cdef const edit_t *edit
-    cdef uint32_t index
+    cdef node_t *rest
+    cdef uint32_t index, left = 0, size = 0
     cdef bint found
-    cdef int result = _reserve(growth, work, edits, count)
+    cdef int result = PAGES_OK
     for at in range(count):
-        if result != PAGES_OK:
-            return result
         edit = &edits[at]
         if not edit.effect:
             continue
@@ -223,20 +226,34 @@ cdef int _make(growth_t *growth, node_t **work, const edit_t *edits, uint64_t co
         if node_image_size(work[0]) > limit:
             # what is not above this key is as it is going to be
             index = node_search(work[0], edit.key, edit.key_size, &found)
-            result = _cut_off(growth, work, index, growth.page_size // 4 * 3 if not appended
-                              else growth.page_size // 10 * 9)
+            result = _pieces(growth, work[0], index, growth.page_size // 4 * 3 if not appended
+                             else growth.page_size // 10 * 9, appended, &left, &size)
+            if result == PAGES_OK and left:
+                rest = node_slice(work[0], left, work[0].count,
+                                  WORK_PAGES // 4 * growth.page_size)
+                node_free(work[0])
+                work[0] = rest
+                result = PAGES_OK if rest != NULL else -ENOMEM
+            if result != PAGES_OK:
+                return result
             limit = WORK_PAGES * <uint64_t>growth.page_size
-            if result == PAGES_OK and 2 * node_image_size(work[0]) > limit:
+            if 2 * node_image_size(work[0]) > limit:
                 limit = 2 * node_image_size(work[0])        # most of it is above
-    return _finish(growth, work, appended) if result == PAGES_OK else result
+    return PAGES_OK
 
 
-cdef int _grow(growth_t *growth, node_t *work, const edit_t *edits, uint64_t count,
+cdef int _grow(growth_t *growth, const node_t *node, const edit_t *edits, uint64_t count,
                bint appended) noexcept nogil:
+    cdef node_t *work
     cdef int result
+    if count == 0:
+        return _finish(growth, node, NULL, appended)
+    work = _copy(growth, node, edits, count)
     if work == NULL:
         return -ENOMEM
     result = _make(growth, &work, edits, count, appended)
+    if result == PAGES_OK:
+        result = _finish(growth, work, &work, appended)
     node_free(work)
     return result
 
@@ -248,29 +265,31 @@ cdef void _begin(growth_t *growth, change_t *change, uint64_t pid, uint32_t page
     growth.pieces, growth.key_size, growth.held = 0, 0, NULL
 
 
-cdef int page_grow(change_t *change, uint64_t pid, node_t *work, const edit_t *edits,
+cdef int page_grow(change_t *change, uint64_t pid, const node_t *node, const edit_t *edits,
                    uint64_t count, uint32_t page_size, bint appended, bint locked,
                    sprouts_t *sprouts) noexcept nogil:
     cdef growth_t growth
     _begin(&growth, change, pid, page_size, locked, sprouts)
-    return _grow(&growth, work, edits, count, appended)
+    return _grow(&growth, node, edits, count, appended)
 
 
-cdef int root_grow(change_t *change, uint64_t root, node_t *work, const edit_t *edits,
+cdef int root_grow(change_t *change, uint64_t root, const node_t *node, const edit_t *edits,
                    uint64_t count, uint32_t page_size, bint appended, bint locked) noexcept nogil:
     cdef growth_t growth
     cdef sprouts_t sprouts, below
     cdef edit_t *made = NULL
-    cdef uint8_t level = work.level if work != NULL else 0
+    cdef node_t *above = NULL
+    cdef uint8_t level = node.level
     cdef int result
     memset(&sprouts, 0, sizeof(sprouts_t))
     memset(&below, 0, sizeof(sprouts_t))
     while True:
         _begin(&growth, change, root, page_size, locked, &sprouts)
         growth.is_root = True
-        result = _grow(&growth, work, edits, count, appended)
+        result = _grow(&growth, node, edits, count, appended)
         free(made)
-        made = NULL
+        node_free(above)
+        made, above = NULL, NULL
         sprouts_free(&below)
         if result != PAGES_OK or growth.held != NULL:
             break
@@ -278,10 +297,9 @@ cdef int root_grow(change_t *change, uint64_t root, node_t *work, const edit_t *
         level += 1
         below, count = sprouts, sprouts.count
         memset(&sprouts, 0, sizeof(sprouts_t))
-        work = node_root(growth.pid, level)
+        node = above = node_root(growth.pid, level)
         edits = made = _as_edits(&below)
-        if made == NULL or work == NULL:
-            node_free(work)
+        if made == NULL or above == NULL:
             result = -ENOMEM
             break
     if result == PAGES_OK:
@@ -289,37 +307,13 @@ cdef int root_grow(change_t *change, uint64_t root, node_t *work, const edit_t *
     else:
         node_free(growth.held)
     free(made)
+    node_free(above)
     sprouts_free(&sprouts)
     sprouts_free(&below)
     return result
 
 
 # The pages above --------------------------------------------------------------------------------
-
-cdef int _set_links(change_t *change, uint64_t pid, const edit_t *edits,
-                    uint64_t count) noexcept nogil:
-    # Edits as fragments of a page that stays one.
-    cdef uint32_t room = pages_fragment_max(change.pages)
-    cdef fragment_t fragment
-    cdef part_t part
-    cdef uint64_t at
-    cdef int result = PAGES_OK
-    memset(&fragment, 0, sizeof(fragment_t))
-    for at in range(count + 1):
-        if fragment.size and (at == count or fragment.size + CHANGE_HEADER_SIZE
-                              + edits[at].key_size + PID_SIZE > room):
-            part.data, part.size = fragment.data, fragment.size
-            result = change_link(change, pid, &part, 1)
-            fragment.size = 0
-        if result != PAGES_OK or at == count:
-            break
-        if fragment_add(&fragment, CHANGE_SET, edits[at].key, edits[at].key_size,
-                        edits[at].payload, PID_SIZE, 0) != PAGE_OK:
-            result = -ENOMEM
-            break
-    fragment_free(&fragment)
-    return result
-
 
 cdef int _level_grow(change_t *change, uint64_t root, uint8_t level, const edit_t *edits,
                      uint64_t count, uint32_t page_size, sprouts_t *above,
@@ -345,13 +339,13 @@ cdef int _level_grow(change_t *change, uint64_t root, uint8_t level, const edit_
             end += 1
         node = path.nodes[path.depth - 1]
         if edits_grown(node, edits + first, end - first) <= page_size:
-            result = _set_links(change, path_pid(&path), edits + first, end - first)
+            result = edits_link(change, path_pid(&path), edits + first, end - first)
         elif path.depth == 1:
-            result = root_grow(change, root, node_copy(node), edits + first, end - first,
-                               page_size, False, True)
+            result = root_grow(change, root, node, edits + first, end - first, page_size, False,
+                               True)
         else:
-            result = page_grow(change, path_pid(&path), node_copy(node), edits + first,
-                               end - first, page_size, False, True, above)
+            result = page_grow(change, path_pid(&path), node, edits + first, end - first,
+                               page_size, False, True, above)
         if result != PAGES_OK:
             return result
         first = end

@@ -1,7 +1,9 @@
 """Pages and changes of pages as bytes on the device. See image.pyx."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from siltstone.store.page cimport node_t
+from libc.string cimport memcpy
+
+from siltstone.store.page cimport CHANGE_HEADER_SIZE, WORD_SIZE, make_word, node_t
 
 cdef struct fragment_t:         # a growing list of changes; zero it before its first use
     char *data
@@ -12,6 +14,17 @@ cdef void fragment_free(fragment_t *fragment) noexcept nogil
 # Append a change. PAGE_OK, PAGE_NO_MEMORY (and then the fragment is as before).
 cdef int fragment_add(fragment_t *fragment, uint8_t op, const char *key, uint32_t size,
                       const char *payload, uint32_t payload_size, uint32_t blob) noexcept nogil
+
+# Write one change; returns where the next one begins.
+cdef inline char *change_put(char *to, uint8_t op, const char *key, uint32_t size,
+                             const char *payload, uint32_t payload_size,
+                             uint32_t blob) noexcept nogil:
+    cdef uint32_t word = make_word(size, payload_size, blob)
+    to[0] = <char>op
+    memcpy(to + 1, &word, WORD_SIZE)
+    memcpy(to + CHANGE_HEADER_SIZE, key, size)
+    memcpy(to + CHANGE_HEADER_SIZE + size, payload, payload_size)
+    return to + CHANGE_HEADER_SIZE + size + payload_size
 
 # Apply every change of a fragment to a node, which may move. PAGE_INVALID: nothing was changed.
 # PAGE_NO_MEMORY: some changes were made; forget the node and read the page again.

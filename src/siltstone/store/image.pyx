@@ -21,7 +21,7 @@ from siltstone.store.page cimport (CHANGE_CUT, CHANGE_DELETE, CHANGE_HEADER_SIZE
                                    CHANGE_SET, IMAGE_HEADER_SIZE, KEY_SIZE_MAX,
                                    NODE_SIZE_MAX, PAGE_BLOB, PAGE_INNER, PAGE_INVALID, PAGE_LEAF,
                                    PAGE_NO_MEMORY, PAGE_OK, PID_SIZE, RECORD_BLOB, WORD_SIZE,
-                                   blob_valid, make_word, node_blob, node_check_entry,
+                                   blob_valid, node_blob, node_check_entry,
                                    node_cut, node_delete, node_free, node_new, node_prefix,
                                    node_record, node_search, node_set, node_t,
                                    record_word, slot_set, slot_size, word_bytes, word_key_size,
@@ -44,7 +44,6 @@ cdef int fragment_add(fragment_t *fragment, uint8_t op, const char *key, uint32_
                       const char *payload, uint32_t payload_size, uint32_t blob) noexcept nogil:
     cdef uint64_t needed = fragment.size + CHANGE_HEADER_SIZE + size + payload_size
     cdef uint64_t capacity = fragment.capacity
-    cdef uint32_t word = make_word(size, payload_size, blob)
     cdef char *out
     if needed > capacity:
         capacity = needed + (needed >> 1) + 256
@@ -52,11 +51,7 @@ cdef int fragment_add(fragment_t *fragment, uint8_t op, const char *key, uint32_
         if out == NULL:
             return PAGE_NO_MEMORY
         fragment.data, fragment.capacity = out, capacity
-    out = fragment.data + fragment.size
-    out[0] = <char>op
-    memcpy(out + 1, &word, WORD_SIZE)
-    memcpy(out + CHANGE_HEADER_SIZE, key, size)
-    memcpy(out + CHANGE_HEADER_SIZE + size, payload, payload_size)
+    change_put(fragment.data + fragment.size, op, key, size, payload, payload_size, blob)
     fragment.size = needed
     return PAGE_OK
 

@@ -276,6 +276,9 @@ cdef void node_cut(node_t *node, uint32_t index) noexcept nogil
 # New nodes from old ones. `begin` > 0 of an inner node: its first entry loses its key.
 cdef node_t *node_slice(const node_t *node, uint32_t begin, uint32_t end,
                         uint32_t room) noexcept nogil
+# A copy with room for `bytes` of records and `entries` slots; its prefix is not longer than said.
+cdef node_t *node_roomy(const node_t *node, uint64_t bytes, uint32_t entries,
+                        uint32_t prefix_size) noexcept nogil
 # `right` behind `left`; of inner nodes, `separator` becomes the key of right's first entry.
 cdef node_t *node_join(const node_t *left, const node_t *right, const char *separator,
                        uint32_t separator_size) noexcept nogil

@@ -3,7 +3,6 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from siltstone.store.edits cimport edit_t
 from siltstone.store.growth cimport sprouts_t
-from siltstone.store.image cimport fragment_t
 from siltstone.store.pagecache cimport change_t
 from siltstone.store.trees cimport Reads, TreePages
 
@@ -42,7 +41,6 @@ cdef struct plan_t:             # zero it; one thread's
     uint32_t whole              # all of it in one hold of the lock
     uint32_t large              # more than the write buffers hold: appended as room comes
     uint32_t leaf_items         # of the change, when all leaves are dealt with; then come parents
-    fragment_t fragment
     uint64_t missing            # after PAGES_MISS
     uint64_t bytes              # after PAGES_WAIT
     uint32_t records

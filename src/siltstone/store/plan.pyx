@@ -14,30 +14,29 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from siltstone.log.log cimport part_t
+from siltstone.log.atomics cimport prefetch
 from siltstone.store.blob cimport blob_free
-from siltstone.store.descent cimport (SEEK_AT, path_find, path_leaf, path_pid, path_t,
-                                      path_upper)
-from siltstone.store.edits cimport edits_grown
+from siltstone.store.descent cimport (SEEK_AT, TREE_BROKEN, node_fetch, path_find, path_leaf,
+                                      path_near, path_pid, path_t, path_upper)
+from siltstone.store.edits cimport edits_bytes, edits_grown, edits_link
 from siltstone.store.growth cimport page_grow, parents_grow, root_grow, sprouts_free
-from siltstone.store.image cimport fragment_add, fragment_free
-from siltstone.store.page cimport (CHANGE_DELETE, CHANGE_HEADER_SIZE, CHANGE_SET, KEY_SIZE_MAX,
-                                   PAGE_LEAF, PAGE_OK, RECORD_BLOB, WORD_SIZE, compare_keys,
+from siltstone.store.page cimport (KEY_SIZE_MAX, PAGE_LEAF, RECORD_BLOB, WORD_SIZE, compare_keys,
                                    node_copy, node_free, node_key, node_new, node_record,
                                    node_search, node_t, record_word, word_bytes, word_key_size,
                                    word_payload_size)
-from siltstone.store.pagecache cimport (PAGES_LARGE, PAGES_MISS, PAGES_MORE, PAGES_OK, PAGES_WAIT,
-                                        change_allocate, change_append, change_commit,
-                                        change_count, change_cut, change_hold, change_link,
-                                        change_needs, change_root, entry_t, page_entry,
-                                        pages_fragment_max, pages_load_many, pages_lock,
-                                        pages_ready, pages_root_find, pages_t, pages_unlock,
-                                        pages_wait_ready)
+from siltstone.store.pagecache cimport (PAGES_ABSENT, PAGES_LARGE, PAGES_MISS, PAGES_MORE,
+                                        PAGES_OK, PAGES_WAIT, change_allocate, change_append,
+                                        change_commit, change_count, change_cut, change_hold,
+                                        change_needs, change_root, entry_t, page_entry, page_get,
+                                        page_node, pages_load_many, pages_lock, pages_ready,
+                                        pages_root_find, pages_t, pages_unlock, pages_wait_ready)
 from siltstone.store.state cimport RECENT_MAX
 from siltstone.store.write cimport leaf_settle
 
 cdef enum:
     STEP_EDITS = 1024           # in one hold of the lock: about half a millisecond
+    RUNS_AHEAD = 8              # whose leaves are on their way from memory; with 16: the same
+    VALUES_AHEAD = 16           # of one run
     AHEAD_SHARE = 4             # of the pages that stay in memory: leaves that are read ahead
 
 
@@ -109,76 +108,64 @@ cdef int _look(plan_t *plan, run_t *run, const node_t *leaf, bint locked,
     return PAGES_OK
 
 
-cdef int _link_run(plan_t *plan, const run_t *run) noexcept nogil:
-    # One fragment of all edits of a run; more, if it is too large for one.
-    cdef uint32_t room = pages_fragment_max(plan.change.pages)
-    cdef part_t part
-    cdef uint64_t at
-    cdef edit_t *edit
-    cdef int result = PAGES_OK
-    plan.fragment.size = 0
-    for at in range(run.first, run.end + 1):
-        edit = &plan.edits[at] if at < run.end else NULL
-        if plan.fragment.size and (edit == NULL or (
-                plan.fragment.size + CHANGE_HEADER_SIZE + edit.key_size + edit.payload_size
-                > room)):
-            part.data, part.size = plan.fragment.data, plan.fragment.size
-            result = change_link(&plan.change, run.pid, &part, 1)
-            if result != PAGES_OK:
-                return result
-            plan.fragment.size = 0
-        if edit == NULL or not edit.effect:
-            continue
-        if fragment_add(&plan.fragment, CHANGE_DELETE if edit.payload == NULL else CHANGE_SET,
-                        edit.key, edit.key_size, edit.payload, edit.payload_size,
-                        edit.blob) != PAGE_OK:
-            return -ENOMEM
-    return PAGES_OK
-
-
 cdef bint _fits(plan_t *plan, const run_t *run, const node_t *leaf,
                 uint32_t page_size) noexcept nogil:
     # Whether a fragment is the cheaper way, and the page stays one.
     cdef const entry_t *entry = page_entry(plan.change.pages, run.pid)
     cdef uint64_t size = edits_grown(leaf, plan.edits + run.first, run.end - run.first)
-    cdef uint64_t bytes = 0, at
+    cdef uint64_t bytes
     if size > page_size:
         return False
-    for at in range(run.first, run.end):
-        if plan.edits[at].effect:
-            bytes += CHANGE_HEADER_SIZE + plan.edits[at].key_size + plan.edits[at].payload_size
+    bytes = edits_bytes(plan.edits + run.first, run.end - run.first)
     # what follows the base must be read with it: not much more than the page itself
     return bytes == 0 or (bytes <= (size if size > 512 else 512) and entry.link_bytes + bytes <= (
         2 * (entry.first.bytes if entry.first.bytes > 512 else 512)))
 
 
-cdef int _grow_run(plan_t *plan, const run_t *run, node_t *copy, bint is_root, bint appended,
+cdef int _grow_run(plan_t *plan, const run_t *run, const node_t *leaf, bint is_root, bint appended,
                    uint32_t page_size, bint locked) noexcept nogil:
     cdef const edit_t *edits = plan.edits + run.first
     if is_root:
-        return root_grow(&plan.change, run.pid, copy, edits, run.end - run.first, page_size,
+        return root_grow(&plan.change, run.pid, leaf, edits, run.end - run.first, page_size,
                          appended, locked)
-    return page_grow(&plan.change, run.pid, copy, edits, run.end - run.first, page_size, appended,
+    return page_grow(&plan.change, run.pid, leaf, edits, run.end - run.first, page_size, appended,
                      locked, &plan.roots[run.root].sprouts)
 
 
-cdef int _deal(TreePages trees, plan_t *plan, run_t *run, const path_t *path) noexcept nogil:
+cdef int _leaf(pages_t *pages, run_t *run, node_t **leaf) noexcept nogil:
+    cdef int result = PAGES_OK
+    leaf[0] = <node_t *>page_node(pages, run.pid, True)
+    if leaf[0] == NULL:
+        result = page_get(pages, run.pid, NULL, False, <char **>leaf, NULL)
+    if result != PAGES_OK:
+        return TREE_BROKEN if result == PAGES_ABSENT else result
+    if leaf[0].kind != PAGE_LEAF:
+        return TREE_BROKEN
+    run.stamp = page_entry(pages, run.pid).stamp
+    return PAGES_OK
+
+
+cdef int _deal(TreePages trees, plan_t *plan, run_t *run) noexcept nogil:
     # Prepare what becomes of the leaf. The lock is given back meanwhile if there is much to do.
-    cdef node_t *leaf = path_leaf(path)
-    cdef bint is_root = path.depth == 1, appended = False, fits
-    cdef int result
+    cdef node_t *leaf = NULL
+    cdef bint is_root = run.pid == plan.roots[run.root].pid, appended = False, fits
+    cdef int result = _leaf(&trees.pages, run, &leaf)
+    if result != PAGES_OK:
+        plan.missing = run.pid
+        return result
     if plan.whole or run.end - run.first <= STEP_EDITS:
         result = _look(plan, run, leaf, True, &appended)
         if result != PAGES_OK:
             return result
         fits = _fits(plan, run, leaf, trees.page_size)
         if fits:
-            result = _link_run(plan, run)
+            result = edits_link(&plan.change, run.pid, plan.edits + run.first,
+                                run.end - run.first)
         if result == PAGES_OK and not (fits and run.effects):
             result = change_hold(&plan.change, run.pid)
         if result != PAGES_OK or fits:
             return result
-        return _grow_run(plan, run, node_copy(leaf), is_root, appended, trees.page_size, True)
+        return _grow_run(plan, run, leaf, is_root, appended, trees.page_size, True)
     result = change_hold(&plan.change, run.pid)
     leaf = node_copy(leaf)
     if result == PAGES_OK and leaf == NULL:
@@ -190,9 +177,11 @@ cdef int _deal(TreePages trees, plan_t *plan, run_t *run, const path_t *path) no
     result = _look(plan, run, leaf, False, &appended)
     if result == PAGES_OK:
         result = _grow_run(plan, run, leaf, is_root, appended, trees.page_size, False)
-    else:
-        node_free(leaf)
+    node_free(leaf)
     pages_lock(&trees.pages)
+    # what was wrong with a copy that others have changed the original of is wrong no more
+    if result != PAGES_OK and page_entry(&trees.pages, run.pid).stamp != run.stamp:
+        return PLAN_STALE
     return result
 
 
@@ -213,8 +202,10 @@ cdef int _bound(TreePages trees, const plan_t *plan) noexcept nogil:
 cdef int _make_tree(TreePages trees, plan_t *plan, root_edits_t *root) noexcept nogil:
     # All pages of a tree that is new; nobody else knows them.
     cdef uint64_t at
-    cdef int result = change_allocate(&plan.change, &root.pid)
+    cdef node_t *empty = node_new(PAGE_LEAF, 0, 0)
+    cdef int result = change_allocate(&plan.change, &root.pid) if empty != NULL else -ENOMEM
     if result != PAGES_OK:
+        node_free(empty)
         return result
     for at in range(root.first, root.end):
         plan.edits[at].before, plan.edits[at].effect = 0, plan.edits[at].payload != NULL
@@ -223,8 +214,9 @@ cdef int _make_tree(TreePages trees, plan_t *plan, root_edits_t *root) noexcept 
     plan.trees_made += 1
     if not plan.whole:
         pages_unlock(&trees.pages)
-    result = root_grow(&plan.change, root.pid, node_new(PAGE_LEAF, 0, 0), plan.edits + root.first,
+    result = root_grow(&plan.change, root.pid, empty, plan.edits + root.first,
                        root.end - root.first, trees.page_size, False, plan.whole != 0)
+    node_free(empty)
     if not plan.whole:
         pages_lock(&trees.pages)
     return result
@@ -237,13 +229,52 @@ cdef uint32_t _unused(const pages_t *pages, uint32_t least) noexcept nogil:
     return least
 
 
+cdef void _fetch(pages_t *pages, const plan_t *plan, const run_t *run,
+                 const node_t *leaf) noexcept nogil:
+    # What dealing with it reads, from wherever in memory it is.
+    cdef const char *entry = <const char *>page_entry(pages, run.pid)
+    cdef uint64_t at
+    prefetch(entry)
+    prefetch(entry + 64)
+    node_fetch(leaf)
+    for at in range(run.first, min(run.end, run.first + VALUES_AHEAD)):
+        prefetch(plan.edits[at].payload)
+        prefetch(plan.edits[at].payload + 64)
+
+
+cdef int _gather(TreePages trees, plan_t *plan, uint64_t first, uint32_t number,
+                 uint32_t *count) noexcept nogil:
+    # The next runs, of one tree, behind those that were dealt with: for one hold of the lock. So a
+    # leaf that is dealt with without it is the last: others may cut those behind it meanwhile.
+    cdef const root_edits_t *root = &plan.roots[number]
+    cdef uint64_t begun = first
+    cdef char fence[KEY_SIZE_MAX]
+    cdef path_t path
+    cdef run_t *run
+    cdef int result
+    count[0] = 0
+    while first < root.end and count[0] < RUNS_AHEAD:
+        result = path_near(&trees.pages, root.pid, plan.edits[first].key,
+                           plan.edits[first].key_size, &path)
+        if result != PAGES_OK:
+            plan.missing = path.missing
+            return PAGES_OK if count[0] else result
+        run = &plan.runs[plan.run_count + count[0]]
+        run.pid, run.first, run.root = path_pid(&path), first, number
+        run.end = _run_end(plan, first, root.end, &path, fence)
+        _fetch(&trees.pages, plan, run, path_leaf(&path))
+        count[0] += 1
+        first = run.end
+        if first - begun >= STEP_EDITS:
+            break
+    return PAGES_OK
+
+
 cdef int _advance(TreePages trees, plan_t *plan) noexcept nogil:
     # Deal with the edits behind those of the last run, or with some of them.
-    cdef path_t path
-    cdef char fence[KEY_SIZE_MAX]
     cdef uint64_t begun = plan.runs[plan.run_count - 1].end if plan.run_count else 0
     cdef uint64_t first = begun
-    cdef uint32_t number = 0
+    cdef uint32_t number = 0, ahead, count = 0
     cdef root_edits_t *root
     cdef run_t *run
     cdef int result
@@ -259,24 +290,21 @@ cdef int _advance(TreePages trees, plan_t *plan) noexcept nogil:
         while plan.roots[number].end <= first:
             number += 1
         root = &plan.roots[number]
-        run = &plan.runs[plan.run_count]
         if root.name != NULL:
-            run.pid, run.root, run.deleted, run.end = 0, number, 0, root.end
+            run = &plan.runs[plan.run_count]
+            run.pid, run.root, run.deleted = 0, number, 0
+            run.first, run.end = first, root.end
             plan.run_count += 1
             first = run.end     # done
             continue
-        result = path_find(&trees.pages, root.pid, SEEK_AT, plan.edits[first].key,
-                           plan.edits[first].key_size, NULL, False, &path)
-        plan.missing = path.missing
+        result = _gather(trees, plan, first, number, &count)
+        for ahead in range(count):
+            if result == PAGES_OK:
+                result = _deal(trees, plan, &plan.runs[plan.run_count])
+                plan.run_count += result == PAGES_OK
         if result != PAGES_OK:
             return result
-        run.pid, run.stamp, run.first, run.root = path_pid(&path), path.stamp, first, number
-        run.end = _run_end(plan, first, root.end, &path, fence)
-        result = _deal(trees, plan, run, &path)
-        if result != PAGES_OK:
-            return result
-        plan.run_count += 1
-        first = run.end
+        first = plan.runs[plan.run_count - 1].end
     plan.leaf_items = plan.change.count
     return PAGES_OK
 
@@ -392,7 +420,6 @@ cdef uint32_t _ahead(TreePages trees, const plan_t *plan, uint64_t *pids,
     cdef uint64_t last = at + STEP_EDITS
     cdef uint32_t count = 0, number = 0
     cdef const root_edits_t *root
-    cdef int result
     while at < plan.count and at < last and count < room:
         while plan.roots[number].end <= at:
             number += 1
@@ -400,14 +427,12 @@ cdef uint32_t _ahead(TreePages trees, const plan_t *plan, uint64_t *pids,
         if root.name != NULL:
             at = root.end
             continue
-        result = path_find(&trees.pages, root.pid, SEEK_AT, plan.edits[at].key,
-                           plan.edits[at].key_size, NULL, True, &path)
-        if result == PAGES_MISS and path.depth > 1 and path.nodes[path.depth - 2].level == 1:
-            pids[count] = path.missing
-            count += 1
-        elif result != PAGES_OK:
+        if path_near(&trees.pages, root.pid, plan.edits[at].key, plan.edits[at].key_size,
+                     &path) != PAGES_OK:
             break
-        # of a leaf that is missing, too, the page above it says where it ends
+        if path_leaf(&path) == NULL:
+            pids[count] = path_pid(&path)
+            count += 1
         at = _run_end(plan, at, root.end, &path, fence)
     return count
 
@@ -449,7 +474,6 @@ cdef void plan_tidy(TreePages trees, const plan_t *plan) noexcept nogil:
 
 cdef void plan_free(plan_t *plan) noexcept nogil:
     cdef uint32_t number
-    fragment_free(&plan.fragment)
     for number in range(plan.root_count):
         sprouts_free(&plan.roots[number].sprouts)
     free(plan.edits)

@@ -14,7 +14,7 @@ from libc.string cimport memset
 from siltstone.log.log cimport part_t
 from siltstone.store.image cimport fragment_add, fragment_free, fragment_t
 from siltstone.store.blob cimport blob_free
-from siltstone.store.descent cimport SEEK_AT, TREE_BROKEN, path_find, path_pid, path_t
+from siltstone.store.descent cimport SEEK_AT, TREE_BROKEN, path_find, path_leaf, path_pid, path_t
 from siltstone.store.growth cimport (page_grow, parents_grow, root_grow, sprouts_free,
                                      sprouts_t)
 from siltstone.store.page cimport (CHANGE_DELETE, CHANGE_SET, KEY_SIZE_MAX, PAGE_INNER, PAGE_LEAF,
@@ -84,7 +84,7 @@ cdef int _split(pages_t *pages, path_t *path, uint32_t page_size, bint appended)
     # The leaf, and whatever above it has no room for what comes of that.
     cdef work_t work
     cdef sprouts_t sprouts
-    cdef node_t *leaf = node_copy(path.nodes[path.depth - 1])
+    cdef const node_t *leaf = path_leaf(path)
     cdef int result
     _begin(&work, pages)
     memset(&sprouts, 0, sizeof(sprouts_t))
