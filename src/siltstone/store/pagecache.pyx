@@ -67,8 +67,8 @@ LIBRARIES = {"zstd": "libzstd.so.1", "lz4": "liblz4.so.1"}
 # Log between two checkpoints, in segments: a share of the file, but not less than some. What dies
 # waits for two checkpoints: with 8 and an eighth the peak was 0.6 x live higher; the bytes that
 # checkpoints write rose from 0.1 to 0.2 of the user's. A million records (2026-12-01): with a 24th
-# writers paused for the background, with a 20th and a 16th they did not; the file's peak was 1.86 to
-# 1.90, 1.90 and 1.95 x what lives.
+# writers paused for the background, with a 20th and a 16th they did not; the file's peak was 1.86
+# to 1.90, 1.90 and 1.95 x what lives.
 CHECKPOINT_SHARE = 20
 CHECKPOINT_SEGMENTS_MIN = 3
 # What recovery left for later cannot be evicted: where it takes more than this share of the cache,
