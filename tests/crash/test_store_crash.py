@@ -157,6 +157,16 @@ def moments_of(history: History, rng: random.Random, thorough: bool, count: int)
     return sorted(rng.sample(everything, min(count, len(everything))))
 
 
+def check_all(history: History, moments: Any, rng: random.Random, mixed: int = 3) -> int:
+    """Every kind of medium after each of these moments; how many that were."""
+    checked = 0
+    for moment in moments:
+        for image in history.device.images(moment, rng, mixed=mixed):
+            check(history, moment, image)
+            checked += 1
+    return checked
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(12))
 def test_every_write_and_sync_boundary(number, seed, thorough):
@@ -167,12 +177,7 @@ def test_every_write_and_sync_boundary(number, seed, thorough):
     history = History(device, rng, device, align_commits=number % 3 == 2)
     for _ in range(90):
         history.step()
-    checked = 0
-    for moment in moments_of(history, rng, thorough, 12):
-        for image in device.images(moment, rng, mixed=3):
-            check(history, moment, image)
-            checked += 1
-    assert checked > 12
+    assert check_all(history, moments_of(history, rng, thorough, 12), rng) > 12
 
 
 @pytest.mark.slow
@@ -200,9 +205,7 @@ def test_inside_checkpoints_and_cleaning(what, seed, thorough):
         history.committed(False)
     moments = range(first, len(device.events) + 1)
     assert len(moments) > 5
-    for moment in moments if thorough else rng.sample(moments, min(8, len(moments))):
-        for image in device.images(moment, rng, mixed=3):
-            check(history, moment, image)
+    check_all(history, moments if thorough else rng.sample(moments, min(8, len(moments))), rng)
 
 
 @pytest.mark.slow
@@ -228,9 +231,7 @@ def test_cleaning_while_a_sync_is_waited_for(number, seed, thorough):
             history.store.checkpoint()
             history.note_synced()
     assert cleaned > 5
-    for moment in moments_of(history, rng, thorough, 12):
-        for image in inner.images(moment, rng, mixed=3):
-            check(history, moment, image)
+    check_all(history, moments_of(history, rng, thorough, 12), rng)
 
 
 def test_crash_after_crash(seed, thorough):
@@ -267,9 +268,7 @@ def test_a_batch_larger_than_all_buffers_is_whole_or_absent(seed):
     history.committed(False)
     history.store.sync()
     history.note_synced()
-    for moment in rng.sample(range(len(device.events)), 8):
-        for image in device.images(moment, rng, mixed=2):
-            check(history, moment, image)
+    check_all(history, rng.sample(range(len(device.events)), 8), rng, mixed=2)
 
 
 def test_a_large_batch_over_a_checkpoint_and_cleaning(seed, thorough):
@@ -300,9 +299,7 @@ def test_a_large_batch_over_a_checkpoint_and_cleaning(seed, thorough):
     history.store.sync()
     history.note_synced()
     moments = range(first, len(inner.events) + 1)
-    for moment in moments if thorough else rng.sample(moments, 10):
-        for image in inner.images(moment, rng, mixed=2):
-            check(history, moment, image)
+    check_all(history, moments if thorough else rng.sample(moments, 10), rng, mixed=2)
 
 
 # Failing devices ------------------------------------------------------------------------------

@@ -131,6 +131,23 @@ def test_writers_help_when_the_background_does_not_keep_up(tmp_path, monkeypatch
         assert store.size_on_disk <= 3.0 * live + 20 * SEGMENT
 
 
+def test_a_store_whose_second_thread_cannot_be_started_is_closed_again(tmp_path, monkeypatch):
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "siltstone-cleaning":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            siltstone.Store(tmp_path, **SETTINGS)
+    assert not [one for one in threading.enumerate() if one.name == "siltstone-upkeep"]
+    with siltstone.Store(tmp_path, **SETTINGS) as store:  # nobody holds its lock
+        store[b"k"] = b"v"
+
+
 def test_cleaning_goes_on_while_a_checkpoint_waits_for_the_medium(seed):
     rng = random.Random(seed)
     waits, go_on = threading.Event(), threading.Event()

@@ -411,7 +411,7 @@ cdef class OrderedLog:
 
     def finish_checkpoint(self, begun, bytes state not None, *, appended=None):
         """Write and sync it, make it the newest, and free what neither checkpoint needs. It calls
-        `appended()` before it waits for the medium."""
+        `appended()` before it waits for the medium; with the GIL, which costs a busy process."""
         start, replay_from, table, groups = begun
         self._check(True)
         with self._checkpoint_lock:
@@ -435,8 +435,8 @@ cdef class OrderedLog:
             self._free_segments()
 
     def _append_checkpoint(self, list parts, bytes end, appended):
-        """All of it, and a sync, without the GIL in between: of a busy process one that waits for
-        the GIL gets it after 5 ms, and what a checkpoint frees is waited for."""
+        """All of it, and a sync, asking for the GIL as seldom as can be: of a busy process one that
+        waits for it gets it after 5 ms, and what a checkpoint frees is waited for."""
         cdef part_t *payloads = <part_t *>malloc((len(parts) + 1) * sizeof(part_t))
         cdef uint32_t count = <uint32_t>len(parts), at
         cdef uint64_t position = 0

@@ -1,7 +1,7 @@
 """Turns of the GIL for background work.
 
 A thread that is busy in Python gives the GIL up when it was asked for 5 ms, and what it does then
-with a store may be waiting for the background thread, whose own Python takes microseconds. So that
+with a store may be waiting for a background thread, whose own Python takes microseconds. So that
 thread says that it wants the GIL, and who changes a store looks: it lets go, and sleeps until the
 other one has it. Letting go alone is not enough: it would be taken again before a sleeper is awake.
 """

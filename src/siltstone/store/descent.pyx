@@ -33,9 +33,11 @@ cdef int path_inner(pages_t *pages, uint64_t root, uint8_t level, const char *ke
     for depth in range(DEPTH_MAX):
         path.pids[depth] = path.missing = pid
         path.depth = depth + 1
-        result = page_get(pages, pid, NULL, False, <char **>&node, &path.stamp)
-        if result != PAGES_OK:
-            return TREE_BROKEN if result == PAGES_ABSENT and depth else result
+        node = <node_t *>page_node(pages, pid, False)
+        if node == NULL:
+            result = page_get(pages, pid, NULL, False, <char **>&node, NULL)
+            if result != PAGES_OK:
+                return TREE_BROKEN if result == PAGES_ABSENT and depth else result
         path.nodes[depth] = node
         if node.kind != PAGE_INNER or node.level < level or (depth and node.level != expected):
             return TREE_BROKEN
@@ -44,6 +46,26 @@ cdef int path_inner(pages_t *pages, uint64_t root, uint8_t level, const char *ke
         path.indexes[depth] = node_descend(node, key, size)
         pid, expected = node_child(node, path.indexes[depth]), node.level - 1
     return TREE_BROKEN
+
+
+cdef int path_near(pages_t *pages, uint64_t root, const char *key, uint32_t size,
+                   path_t *path) noexcept nogil:
+    cdef node_t *node = <node_t *>page_node(pages, root, True)
+    cdef uint32_t depth = 0
+    cdef int result
+    path.pids[0], path.depth = root, 1
+    if node == NULL or node.kind != PAGE_LEAF:
+        result = path_inner(pages, root, 1, key, size, path)
+        if result != PAGES_OK:
+            return result
+        if path.depth == DEPTH_MAX:
+            return TREE_BROKEN
+        node, depth = path.nodes[path.depth - 1], path.depth
+        path.indexes[depth - 1] = node_descend(node, key, size)
+        path.pids[depth] = node_child(node, path.indexes[depth - 1])
+        path.depth = depth + 1
+    path.nodes[depth] = <node_t *>page_node(pages, path.pids[depth], False)
+    return PAGES_OK
 
 
 cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, uint32_t size,
@@ -84,34 +106,6 @@ cdef int path_find(pages_t *pages, uint64_t root, seek_t seek, const char *key, 
         path.indexes[depth] = _child(node, seek, key, size)
         pid = node_child(node, path.indexes[depth])
         above, last = node, node.level == 1
-    return TREE_BROKEN
-
-
-cdef int path_near(pages_t *pages, uint64_t root, const char *key, uint32_t size,
-                   path_t *path) noexcept nogil:
-    cdef uint64_t pid = root
-    cdef node_t *node = NULL
-    cdef node_t *above = NULL
-    cdef uint32_t depth
-    cdef int result
-    for depth in range(DEPTH_MAX):
-        path.pids[depth] = path.missing = pid
-        path.depth = depth + 1
-        path.nodes[depth] = node = <node_t *>page_node(pages, pid, False)
-        if above != NULL and above.level == 1:
-            return PAGES_OK
-        if node == NULL:
-            result = page_get(pages, pid, NULL, False, <char **>&node, &path.stamp)
-            if result != PAGES_OK:
-                return TREE_BROKEN if result == PAGES_ABSENT and above != NULL else result
-            path.nodes[depth] = node
-        if node.kind == PAGE_LEAF and above == NULL:
-            return PAGES_OK
-        if node.kind != PAGE_INNER or (above != NULL and node.level + 1 != above.level):
-            return TREE_BROKEN
-        path.indexes[depth] = node_descend(node, key, size)
-        pid = node_child(node, path.indexes[depth])
-        above = node
     return TREE_BROKEN
 
 
